@@ -1,0 +1,62 @@
+# Two commands do all that a newcomer needs: `make up` and `make test`. Each sets up what it needs, and is safe to repeat.
+PYTHON ?= python3
+PORT ?= 4566
+# CPU builds of torch, a tenth of the size; empty takes whatever pip finds, such as a build for your GPU.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP = bin/python -m pip --disable-pip-version-check --quiet install
+
+.PHONY: up down logs test check lock openapi clean
+
+up: .venv/ready .venv-cloud/ready
+	@.venv/bin/retrue up --port $(PORT)
+
+down:
+	@.venv/bin/retrue down
+
+logs:
+	@.venv/bin/retrue logs
+
+test: .venv/ready .venv-cloud/ready
+	.venv/bin/python -m pytest
+
+check: .venv/ready .venv-sam/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	for name in predict batch monitor train; do (cd functions/$$name && ../../.venv/bin/mypy --config-file ../../pyproject.toml *.py) || exit 1; done
+	.venv/bin/lint-imports
+	.venv/bin/python docs/openapi.py --check
+	.venv-sam/bin/cfn-lint template.yaml
+	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
+
+openapi: .venv/ready
+	.venv/bin/python docs/openapi.py
+
+lock:
+	./locks/relock.sh
+
+clean: down
+	rm -rf .venv .venv-cloud .venv-sam .retrue
+
+# Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages.
+.venv/ready: locks/dev.txt pyproject.toml
+	@echo "installing the project's packages into .venv (about 2 GB, once)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/$(PIP) --require-hashes --no-deps -r locks/dev.txt
+	@.venv/bin/python -c "import torch; assert torch.__version__.startswith('2.13.0')" 2>/dev/null \
+		|| .venv/$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	@.venv/$(PIP) --no-deps --no-build-isolation -e .
+	@.venv/bin/python -m pip check
+	@touch $@
+
+.venv-cloud/ready: locks/cloud.txt
+	@echo "installing the local cloud into .venv-cloud"
+	@test -x .venv-cloud/bin/python || $(PYTHON) -m venv .venv-cloud
+	@.venv-cloud/$(PIP) --require-hashes --no-deps -r locks/cloud.txt
+	@touch $@
+
+.venv-sam/ready: locks/sam.txt
+	@echo "installing the template's checkers into .venv-sam"
+	@test -x .venv-sam/bin/python || $(PYTHON) -m venv .venv-sam
+	@.venv-sam/$(PIP) --require-hashes --no-deps -r locks/sam.txt
+	@touch $@

@@ -1,0 +1,89 @@
+"""The API: an API Gateway event in, one call into retrue.answers, an answer out."""
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
+
+import problems
+from problems import documented
+from retrue import answers, settings
+from retrue.answers import Answers
+from retrue.errors import RetrueError
+from retrue.lake import Lake
+from retrue.records import Job
+from shapes import Feedback, Health, Inputs, Model, Predictions, Truth, answer
+
+MODEL_HEADER = "x-retrue-model"
+logger = Logger(service="predict")
+app = APIGatewayRestResolver(enable_validation=True, debug=False)
+problems.register(app, logger)
+
+
+@cache
+def deployment() -> tuple[settings.Predict, Lake]:
+    read = settings.read(settings.Predict, os.environ)
+    return read, Lake(read.bucket)
+
+
+@cache
+def serving() -> Answers:
+    read, lake = deployment()
+    return Answers(answers.fetch_model(lake, read.model_uri, Path(tempfile.gettempdir()) / "models"), lake, read)
+
+
+@app.post(
+    "/v1/predict",
+    summary="Classify one text or several",
+    responses=documented(Predictions, 413, 503, body=True, headers={MODEL_HEADER: "The model that answered."}),
+)
+def predict(body: Inputs) -> Response[str]:
+    found = serving().predict(body.inputs, time.time_ns() // 1_000_000, os.urandom)
+    model, tokens = found[0].model, sum(prediction.tokens for prediction in found)
+    logger.append_keys(model=model, inputs=len(found), tokens=tokens)
+    return answer(Predictions.of(model, found).model_dump_json(), {MODEL_HEADER: model})
+
+
+@app.post("/v1/feedback", summary="Tell the truth about a prediction", responses=documented(Truth, 404, 503, body=True))
+def feedback(body: Feedback) -> Response[str]:
+    truth = serving().feedback(body.id, body.label, time.time_ns() // 1_000_000)
+    return answer(Truth.model_validate(truth, from_attributes=True).model_dump_json())
+
+
+@app.get("/v1/model", summary="The card of the model that serves", responses=documented(Model, 503))
+def model() -> Response[str]:
+    classifier = serving().classifier
+    return answer(Model(model=classifier.model, card=classifier.card).model_dump_json())
+
+
+@app.get("/v1/health", summary="Whether a model serves", responses=documented(Health, 503))
+def health() -> Response[str]:
+    return answer(Health(status="ok", model=serving().classifier.model).model_dump_json())
+
+
+@app.get("/v1/jobs/<id>", summary="How far a CSV job is", responses=documented(Job, 404))
+def job(id: str) -> Response[str]:
+    return answer(answers.find_job(deployment()[1], id).to_json())
+
+
+@logger.inject_lambda_context(clear_state=True, log_event=False)
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Answer a request, or {"probe": texts}, with which the release checks a new version before it serves."""
+    if "probe" in event:
+        return serving().probe(event["probe"])
+    began = time.perf_counter()
+    reply = problems.unreadable(event) or app.resolve(event, context)
+    facts = {"status": reply["statusCode"], "ms": round(1000 * (time.perf_counter() - began), 1)}
+    logger.info("request", extra={"route": f"{event['httpMethod']} {event['resource']}", **facts})
+    return reply
+
+
+if "AWS_LAMBDA_RUNTIME_API" in os.environ:  # the init phase has the CPU to load a model; a request tells what failed
+    with suppress(RetrueError):
+        serving()

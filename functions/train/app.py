@@ -1,0 +1,87 @@
+"""The steps of the retraining workflow: an event names its step and gets one call into retrue.
+
+Two functions are made of this file: `steps` reads data and judges, `release` alone may touch what serves.
+"""
+
+import dataclasses
+import os
+import time
+from functools import cache
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from retrue import registry, retraining, settings
+from retrue.artifact import CARD, Card
+from retrue.lake import MODELS, Lake
+from retrue.records import LedgerEntry
+from retrue.release import Release, serving_model
+from retrue.workflow import Workflow
+
+logger = Logger(service="train")
+
+
+@cache
+def _steps() -> tuple[settings.Steps, Lake]:
+    read = settings.read(settings.Steps, os.environ)
+    return read, Lake(read.bucket)
+
+
+@cache
+def _release() -> tuple[Lake, Release]:
+    read = settings.read(settings.Release, os.environ)
+    return Lake(read.bucket), Release(read.function, read.alias, read.model_parameter)
+
+
+@logger.inject_lambda_context
+def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Begin, snapshot, evaluate, register, crown."""
+    config, store = _steps()
+    match event["step"]:
+        case "begin":
+            oldest = Workflow(config.state_machine_arn).oldest_running()
+            answer = retraining.begin(event["execution"], oldest, event["request"])
+        case "snapshot":
+            answer = retraining.snapshot(store, config, event["run"], event["request"], _now())
+        case "evaluate":
+            champion = serving_model(config.model_parameter)
+            answer = retraining.evaluate(store, config, champion, event["artifacts"], event["dataset"])
+        case "register":
+            model = event["candidate"]["model"]
+            card = Card.of(store.get_json(f"{MODELS}{model}/{CARD}"))
+            where = (config.mlflow_tracking_uri, config.environment, model, store.uri(f"{MODELS}{model}/"))
+            answer = {"uri": registry.register(*where, card, event["candidate"])}
+        case "crown":
+            answer = {"version": registry.crown(config.mlflow_tracking_uri, config.environment, event["model"])}
+        case unknown:
+            raise ValueError(f"no step is named {unknown!r}")
+    logger.info("step", extra={"step": event["step"], **{k: v for k, v in answer.items() if isinstance(v, str | bool)}})
+    return answer
+
+
+@logger.inject_lambda_context
+def release(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Publish, validate, promote; or write down why not."""
+    store, target = _release()
+    answer: dict[str, Any] | LedgerEntry
+    match event["step"]:
+        case "publish":
+            answer = retraining.publish(store, target, event["model"], event["run"])
+        case "validate":
+            answer = retraining.validate(store, target, event["model"], event["version"])
+        case "promote":
+            what = (event["run"], event["request"], event["candidate"], event["version"])
+            answer = retraining.promote(store, target, *what, _now())
+        case "reject":
+            answer = retraining.reject(store, target, event["run"], event["request"], event["candidate"], _now())
+        case "fail":
+            answer = retraining.fail(store, target, event["execution"], event["error"], _now())
+        case unknown:
+            raise ValueError(f"no step is named {unknown!r}")
+    told = dataclasses.asdict(answer) if isinstance(answer, LedgerEntry) else answer
+    logger.info("step", extra={"step": event["step"], **{k: v for k, v in told.items() if isinstance(v, str | float)}})
+    return told
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

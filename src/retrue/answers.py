@@ -1,0 +1,136 @@
+"""What the API answers: predictions that are captured before they are given, and labels for them.
+
+A flow: it joins one classifier and one lake, and knows neither HTTP nor the clock.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from retrue import artifact, records
+from retrue.classifier import Classifier, Scored
+from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, TooLarge, UnknownLabel
+from retrue.lake import Lake, split_uri
+from retrue.records import Job, Label, Prediction
+from retrue.settings import Predict
+
+SOURCE = "http"
+DECIMALS = 6  # of a captured projection: finer digits are noise of float32
+
+
+class Answers:
+    """One serving model, and the lake that keeps what it said."""
+
+    def __init__(self, classifier: Classifier, lake: Lake, settings: Predict) -> None:
+        self.classifier, self.lake, self.settings = classifier, lake, settings
+
+    def predict(self, texts: Sequence[str], now_ms: int, entropy: Callable[[int], bytes]) -> list[Prediction]:
+        """Classify texts and capture the answers in one object before anybody sees them.
+
+        `entropy(n)` gives n random bytes, such as os.urandom. TooLarge or BadInput where the limits are not kept.
+        """
+        check(texts, self.settings.max_inputs, self.settings.max_characters)
+        keep, model = self.settings.keep_text, self.classifier.model
+        predictions = [
+            prediction(
+                self.classifier.score(text), records.new_id(now_ms, entropy(10)), now_ms, model, text if keep else None
+            )
+            for text in texts
+        ]
+        self.lake.write_predictions(predictions)
+        return predictions
+
+    def feedback(self, id: str, label: str, now_ms: int) -> Label:
+        """Write down the truth about one prediction; NotFound or UnknownLabel."""
+        labels = self.classifier.card.labels
+        if label not in labels:
+            raise UnknownLabel(f"the label is not one that the model knows: use {' or '.join(labels)}")
+        found = self.lake.find_prediction(id)
+        truth = Label(
+            id=found.id,
+            time=records.iso(now_ms),
+            label=label,
+            model=found.model,
+            predicted=found.label,
+            scores=found.scores,
+            source=SOURCE,
+            text=found.text,
+        )
+        self.lake.write_labels([truth])
+        return truth
+
+    def probe(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Scores for texts that nobody asked about: the check of a new version, so nothing is captured."""
+        return {"model": self.classifier.model, "scores": [self.classifier.score(text).scores for text in texts]}
+
+
+def check(texts: Sequence[str], max_inputs: int, max_characters: int) -> None:
+    """Refuse no texts, too many, blank ones and too long ones; the message says which (counted from 1)."""
+    if not texts:
+        raise BadInput("there is no text to classify: send at least one")
+    if len(texts) > max_inputs:
+        raise TooLarge(f"{len(texts)} texts are more than the {max_inputs} that one request may hold: send fewer")
+    for number, text in enumerate(texts, 1):
+        if len(text) > max_characters:
+            raise TooLarge(f"text {number} has {len(text)} characters, more than {max_characters}: shorten it")
+        if not text.strip():
+            raise BadInput(f"text {number} is blank: send words")
+
+
+def prediction(
+    scored: Scored, id: str, ms: int, model: str, text: str | None = None, source: str = SOURCE
+) -> Prediction:
+    """The record of one answer; `text` only where the deployment keeps texts."""
+    return Prediction(
+        id=id,
+        time=records.iso(ms),
+        model=model,
+        label=scored.label,
+        score=scored.score,
+        scores=scored.scores,
+        tokens=scored.tokens,
+        truncated=scored.truncated,
+        projection=[round(value, DECIMALS) for value in scored.projection.tolist()],
+        source=source,
+        text=text,
+    )
+
+
+def find_job(lake: Lake, id: str) -> Job:
+    """One CSV job; NotFound, without the key that was looked for."""
+    try:
+        return lake.read_job(id)
+    except NotFound:
+        raise NotFound("there is no job with this id") from None
+
+
+def fetch_model(lake: Lake, model_uri: str, root: Path) -> Classifier:
+    """Open the model at s3://bucket/models/<id>/, from `root`/<id> where an earlier call left it.
+
+    NoModel where the URI is "none"; ModelRefused where the folder is missing, altered, or another model's.
+    """
+    if model_uri == artifact.NONE:
+        raise NoModel("no model is serving yet: run `retrue retrain`")
+    bucket, prefix = split_uri(model_uri)
+    if bucket != lake.bucket:
+        raise ModelRefused("the serving model lies in another bucket than this deployment's: promote one of its own")
+    expected = prefix.rstrip("/").rpartition("/")[2]
+    folder = root / expected
+    if not folder.is_dir():
+        _download(lake, f"{prefix.rstrip('/')}/", folder)
+    classifier = Classifier.open(folder)
+    if classifier.model != expected:
+        raise ModelRefused(f"the folder of model {expected} holds model {classifier.model}: promote another one")
+    return classifier
+
+
+def _download(lake: Lake, prefix: str, folder: Path) -> None:
+    """All or nothing: a download cut short must not pass for a model that is already there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as half:
+        try:
+            lake.download_folder(prefix, Path(half) / folder.name)
+        except NotFound:
+            raise ModelRefused("the model that should serve is not in the lake: promote another one") from None
+        (Path(half) / folder.name).rename(folder)

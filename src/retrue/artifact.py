@@ -1,0 +1,80 @@
+"""What a model folder holds: the one owner of its file names, its card, and the checks that it is whole.
+
+model.onnx       the graph: input_ids, attention_mask (int64, batch × length) →
+                 logits (float32, batch × classes), projection (float32, batch × PROJECTIONS)
+tokenizer.json   no truncation and no padding baked in
+reference.npz    the drift reference, made by this very graph (retrue.drift.Reference)
+golden.json      texts and the scores that a healthy copy answers: [{"text", "scores"}]
+card.json        Card: what it is, how it was made, what it scored
+manifest.json    {"files": {name: sha256}}; the model's id is the first 12 digits of this file's own sha256
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrue.errors import ModelRefused
+from retrue.records import Record
+
+MODEL, TOKENIZER, REFERENCE = "model.onnx", "tokenizer.json", "reference.npz"
+GOLDEN, CARD, MANIFEST = "golden.json", "card.json", "manifest.json"
+FILES = (MODEL, TOKENIZER, REFERENCE, GOLDEN, CARD)
+PROJECTIONS = 64
+NONE = "none"  # what the pointer to the serving model says before there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Card(Record):
+    """The model card: what GET /v1/model answers. `labels` is in the order of the logits."""
+
+    labels: list[str]
+    created: str
+    encoder: str
+    precision: str  # "int8" or "fp32"
+    max_tokens: int
+    temperature: float
+    dataset: str
+    metrics: dict[str, Any]
+    settings: dict[str, Any]
+    run: dict[str, Any]  # seconds, device, packages, seed
+    layer: int = 0  # the hidden layer whose mean the projection is taken from
+    notice: str = ""  # licence and origin of the weights
+
+
+def seal(folder: Path) -> str:
+    """Write the manifest of a folder that holds every file, and return the model's id."""
+    lacking = [name for name in FILES if not (folder / name).is_file()]
+    if lacking:
+        raise ModelRefused(f"the model folder lacks {', '.join(lacking)}: train again")
+    files = {name: _sha256(folder / name) for name in FILES}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True))
+    return identity(folder)
+
+
+def identity(folder: Path) -> str:
+    """The id of the model in a folder."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ModelRefused(f"{folder.name} holds no {MANIFEST}, so it is not a model folder")
+    return _sha256(path)[:12]
+
+
+def verify(folder: Path) -> str:
+    """Check every file against the manifest and return the model's id; ModelRefused names what was altered."""
+    found = identity(folder)
+    files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
+    wrong = [name for name, sha in files.items() if not (folder / name).is_file() or _sha256(folder / name) != sha]
+    if wrong or set(FILES) - set(files):
+        raise ModelRefused(f"model {found} is not whole ({', '.join(wrong) or 'files missing'}): promote another one")
+    return found
+
+
+def read_card(folder: Path) -> Card:
+    return Card.from_json((folder / CARD).read_text())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,104 @@
+"""Answers what a text is: the tokenizer and the ONNX graph of one model folder.
+
+A text is fed alone and never padded, so its answer does not depend on what else was asked. This module alone knows
+onnxruntime and tokenizers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from retrue import artifact
+from retrue.artifact import PROJECTIONS, Card
+from retrue.errors import ModelRefused
+
+INPUTS, OUTPUTS = ["input_ids", "attention_mask"], ["logits", "projection"]
+SLOWER = ["SkipLayerNormFusion"]  # on a CPU the fused node takes longer than the Add and LayerNormalization it replaces
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One answer: calibrated scores by label, and the raw numbers that the drift monitor wants."""
+
+    label: str
+    score: float
+    scores: dict[str, float]
+    tokens: int
+    truncated: bool
+    projection: NDArray[np.float32]  # (PROJECTIONS,)
+    logits: NDArray[np.float32]  # (labels,)
+
+
+class Classifier:
+    """One model folder in memory; `threads` are those of a single text's matrix products."""
+
+    def __init__(self, folder: Path, *, model: str = "", threads: int = 1) -> None:
+        self.model = model
+        self.card: Card = artifact.read_card(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / artifact.TOKENIZER))
+        self._session = onnxruntime.InferenceSession(
+            str(folder / artifact.MODEL),
+            _options(threads),
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=SLOWER,
+        )
+        _check(self._session, len(self.card.labels))
+
+    @classmethod
+    def open(cls, folder: Path, threads: int = 1) -> Self:
+        """Check the folder against its manifest, then load it; ModelRefused where a file was altered."""
+        return cls(folder, model=artifact.verify(folder), threads=threads)
+
+    def score(self, text: str) -> Scored:
+        """Classify one text; what lies beyond `card.max_tokens` is not read."""
+        ids = self._tokenizer.encode(text).ids
+        truncated = len(ids) > self.card.max_tokens
+        if truncated:
+            ids = [*ids[: self.card.max_tokens - 1], ids[-1]]
+        fed = np.array([ids], np.int64)
+        logits, projection = self._session.run(OUTPUTS, {"input_ids": fed, "attention_mask": np.ones_like(fed)})
+        scores = _softmax(logits[0] / self.card.temperature)
+        best = int(scores.argmax())
+        return Scored(
+            label=self.card.labels[best],
+            score=float(scores[best]),
+            scores=dict(zip(self.card.labels, scores.tolist(), strict=True)),
+            tokens=len(ids),
+            truncated=truncated,
+            projection=projection[0],
+            logits=logits[0],
+        )
+
+
+def _options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A thread that spins while it waits burns the share of a CPU that Lambda grants, and is then throttled.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _check(session: Any, labels: int) -> None:
+    """Refuse a graph whose inputs, outputs or number of classes are not those of a model folder."""
+    inputs = [node.name for node in session.get_inputs()]
+    outputs = {node.name: node.shape[-1] for node in session.get_outputs()}
+    if sorted(inputs) != sorted(INPUTS) or sorted(outputs) != sorted(OUTPUTS):
+        found = f"{', '.join(inputs)} → {', '.join(outputs)}"
+        raise ModelRefused(f"the graph takes {found}, not {', '.join(INPUTS)} → {', '.join(OUTPUTS)}: export it again")
+    if outputs["logits"] != labels:
+        raise ModelRefused(f"the graph has {outputs['logits']} classes but the card names {labels} labels")
+    if outputs["projection"] != PROJECTIONS:
+        raise ModelRefused(f"the graph's projection is {outputs['projection']} wide, not {PROJECTIONS}")
+
+
+def _softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    powers = np.exp(values.astype(np.float64) - values.max())
+    scores: NDArray[np.float64] = powers / powers.sum()
+    return scores

@@ -1,0 +1,448 @@
+"""Keep a text classifier true: the stack on this machine, or with --stack and --profile a deployed one.
+
+Exit codes: 0 done; 1 an error, with what to do about it; 2 wrong usage; 3 the workflow ended without a promotion.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.console import Console
+from rich.table import Table
+
+from retrue import dataset, lake, retraining
+from retrue.errors import RetrueError, StackError
+from retrue.local import machine
+from retrue.local.home import STACK, Home, session, stop
+from retrue.stack import Session, Stack
+from retrue.terminal import ask, drop, err, follow, steps
+from retrue.workflow import Activity
+
+PROJECT = Path(__file__).resolve().parents[2]
+NOT_PROMOTED = 3
+FIRST = {"epochs": "1", "max_tokens": "96", "frozen_layers": "3", "learning_rate": "2e-4"}  # a minute on two cores
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=__doc__)
+out = Console()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to its end.")]
+Reason = Annotated[str, typer.Option("--reason", help="Goes into the ledger.")]
+
+
+@dataclass
+class Target:
+    """What the options before the command say about where the stack is."""
+
+    home: Home
+    name: str
+    endpoint: str
+    profile: str
+    region: str
+
+    def stack(self) -> Stack:
+        """The stack meant: the local one, unless an option says otherwise."""
+        if self.endpoint:
+            return Stack(session(self.endpoint), self.name)
+        if self.profile or self.region or self.name != STACK:
+            return Stack(Session(profile=self.profile or None, region=self.region or None), self.name)
+        running = self.home.endpoint
+        if running is None:
+            raise StackError("the local stack does not run: run `retrue up`, or name a deployed one (--stack)")
+        return Stack(session(running), self.name)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    stack: Annotated[str, typer.Option(envvar="RETRUE_STACK", help="Name of the CloudFormation stack.")] = STACK,
+    profile: Annotated[str, typer.Option(help="AWS profile, for a deployed stack.")] = "",
+    region: Annotated[str, typer.Option(help="AWS region, for a deployed stack.")] = "",
+    endpoint_url: Annotated[str, typer.Option(help="A local cloud other than the one started here.")] = "",
+    home: Annotated[
+        Path, typer.Option(envvar="RETRUE_HOME", help="State of the local stack.", show_default=".retrue")
+    ] = PROJECT / ".retrue",
+) -> None:
+    context.obj = Target(Home(home.resolve()), stack, endpoint_url, profile, region)
+
+
+def target(context: typer.Context) -> Target:
+    found: Target = context.obj
+    return found
+
+
+def show(value: Any) -> None:
+    """JSON for programs, on standard output and unadorned."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+# the stack on this machine
+@app.command(epilog="Example: retrue up")
+def up(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(help="Port of the local cloud; 0 picks a free one.")] = 4566,
+    cloud: Annotated[Path, typer.Option(help="Python of the local cloud's environment.")] = PROJECT
+    / ".venv-cloud/bin/python",
+    parameter: Annotated[list[str] | None, typer.Option(help="Template parameter, Name=Value.")] = None,
+    model: Annotated[bool, typer.Option("--model/--no-model", help="Train a first model where none serves.")] = True,
+) -> None:
+    """Start the whole stack on this machine, with a first model; safe to repeat."""
+    began = time.monotonic()
+    where = target(context).home
+    if where.supervisor() is None and not _is_free(port):
+        raise StackError(f"port {port} of this machine is taken: choose another with `retrue up --port`")
+    if port == 0:
+        port = _free_port()
+    with steps() as tell:
+        stack = machine.up(where, PROJECT, cloud.absolute(), port, _pairs(parameter), tell)
+        if model:
+            machine.provide(where, stack, tell)
+    if model and not machine.has_model(stack):
+        running = stack.workflow.oldest_running()
+        follow(stack, running or ask(stack, {"reason": "first model", "settings": FIRST}))
+    with steps() as tell:
+        if machine.has_model(stack):
+            tell("asking the first question")
+            answer = stack.http("POST", "/v1/predict", {"inputs": "A warm, funny film with a wonderful cast."})
+            tell("checking with the monitor")
+            stack.check(request=False)
+            _welcome(where, stack, answer["predictions"][0], time.monotonic() - began)
+
+
+@app.command(epilog="Example: retrue down --erase")
+def down(
+    context: typer.Context,
+    erase: Annotated[bool, typer.Option(help="Also delete its data, except the fetched encoders.")] = False,
+) -> None:
+    """Stop the local stack; its data stays unless told otherwise."""
+    where = target(context).home
+    err.print("stopped" if stop(where) else "nothing was running")
+    if erase:
+        for path in where.root.glob("*"):
+            if path != where.encoders:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@app.command(epilog="Example: retrue logs --no-follow")
+def logs(context: typer.Context, follow: Annotated[bool, typer.Option(help="Go on as lines come.")] = True) -> None:
+    """Show the logs of the local stack."""
+    files = sorted(target(context).home.logs.glob("*.log"))
+    if not files:
+        raise StackError("there are no logs yet: start the stack with `retrue up`")
+    words = ["tail", "-n", "40", *(["-F"] if follow else []), *map(str, files)]
+    os.execvp("tail", words)  # noqa: S606, S607 - tail already does this well
+
+
+@app.command(epilog="Example: retrue status --json")
+def status(
+    context: typer.Context,
+    as_json: AsJson = False,
+) -> None:
+    """Where the stack is and what serves in it."""
+    facts = target(context).stack().status()
+    if as_json:
+        show(facts)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        table.add_row(key, "-" if value is None else str(value))
+    out.print(table)
+
+
+# the four doors
+@app.command(epilog='Example: retrue predict "A warm, funny film." "I left after ten minutes."')
+def predict(
+    context: typer.Context,
+    texts: Annotated[list[str], typer.Argument(help="Texts to classify; - reads one a line from standard input.")],
+    as_json: AsJson = False,
+) -> None:
+    """Classify texts over HTTP."""
+    inputs = [line.rstrip("\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts
+    answer = target(context).stack().http("POST", "/v1/predict", {"inputs": inputs})
+    if as_json:
+        show(answer)
+        return
+    table = Table("label", "score", "tokens", "prediction id")
+    for found in answer["predictions"]:
+        tokens = f"{found['tokens']}{' (cut)' if found['truncated'] else ''}"
+        table.add_row(found["label"], f"{found['score']:.3f}", tokens, found["id"])
+    out.print(table)
+
+
+@app.command(epilog="Example: retrue batch reviews.csv")
+def batch(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .csv or .csv.gz with a column `text`.")],
+    to: Annotated[Path | None, typer.Option(help="Folder for the results; beside the file unless given.")] = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Classify the rows of a CSV: drop it in the bucket, wait, and fetch results and rejected rows."""
+    stack = target(context).stack()
+    job = drop(stack, file, lake.INCOMING, wait)
+    paths: dict[str, str] = {}
+    if wait and job.get("results"):
+        for kind in ("results", "rejects"):
+            _, key = lake.split_uri(job[kind])
+            path = (to or file.parent) / f"{file.name.split('.')[0]}.{kind}.csv"
+            stack.lake.download(key, path)
+            paths[kind] = str(path)
+    _tell_job(job | paths, as_json)
+
+
+@app.command(epilog="Example: retrue feedback 019a… negative    or: retrue feedback --file labels.csv")
+def feedback(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(help="Id of the prediction.")] = "",
+    label: Annotated[str, typer.Argument(help="What it should have said.")] = "",
+    file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A CSV with columns id,label.")] = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the truth about one prediction, or about many in a CSV."""
+    if bool(file) == bool(id and label):
+        raise typer.BadParameter("give either an id and a label, or --file")
+    stack = target(context).stack()
+    if file:
+        _tell_job(drop(stack, file, lake.LABELS, wait), as_json)
+        return
+    answer = stack.http("POST", "/v1/feedback", {"id": id, "label": label})
+    show(answer) if as_json else err.print(f"noted: {label}")
+
+
+# watching and retraining
+@app.command(epilog="Example: retrue monitor --json")
+def monitor(
+    context: typer.Context,
+    request: Annotated[bool, typer.Option("--request/--dry-run", help="Whether it may ask for a retraining.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Let the monitor look now."""
+    report = target(context).stack().check(request)
+    if as_json:
+        show(report)
+        return
+    table = Table(show_header=False, box=None)
+    for key in ("time", "model", "n", "drift", "accuracy", "f1", "ages", "decision", "reasons", "requested"):
+        table.add_row(key, json.dumps(report.get(key), ensure_ascii=False))
+    out.print(table)
+
+
+@app.command(epilog='Example: retrue retrain --reason "new labels" --set epochs=3')
+def retrain(
+    context: typer.Context,
+    reason: Reason = "a person asked",
+    data: Annotated[str, typer.Option("--dataset", help="Id of a dataset in the lake; else the one in use.")] = "",
+    set: Annotated[list[str] | None, typer.Option("--set", help="Training setting, name=value.")] = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for a retraining, and follow it to the gate's verdict."""
+    stack = target(context).stack()
+    detail = {"reason": reason, "settings": _pairs(set), **({"dataset": data} if data else {})}
+    _run(stack, detail, wait, as_json)
+
+
+@app.command(epilog="Example: retrue promote 3fa9c1d2b0e4")
+def promote(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Id of a model in the lake; `current` puts the newest code under it.")],
+    reason: Reason = "a person decided",
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Publish and serve a model that exists, past the gate but not past its golden inputs."""
+    stack = target(context).stack()
+    if model == "current":
+        model = stack.status()["model_version"]
+    retraining.model_uri(stack.lake, model)
+    _run(stack, {"reason": reason, "model": model}, wait, as_json)
+
+
+@app.command(epilog="Example: retrue rollback --reason 'complaints about tweets'")
+def rollback(
+    context: typer.Context,
+    reason: Reason = "a person decided",
+    version: Annotated[str, typer.Option(help="Version to go back to; else the one before.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Move the alias back to the version that served before, at once."""
+    stack = target(context).stack()
+    entry = retraining.roll_back(stack.lake, stack.release, reason, time.time_ns() // 1_000_000, version or None)
+    show(json.loads(entry.to_json())) if as_json else err.print(f"version {entry.version} serves model {entry.model}")
+
+
+@app.command(epilog="Example: retrue ledger")
+def ledger(
+    context: typer.Context,
+    as_json: AsJson = False,
+) -> None:
+    """What served when, and why."""
+    entries = target(context).stack().lake.ledger()
+    if as_json:
+        show([json.loads(entry.to_json()) for entry in entries])
+        return
+    table = Table("time", "action", "model", "version", "before", "reason")
+    for entry in entries:
+        table.add_row(
+            entry.time,
+            entry.action,
+            entry.model or "-",
+            entry.version or "-",
+            entry.previous_version or "-",
+            entry.reason,
+        )
+    out.print(table)
+
+
+@app.command(epilog="Example: retrue worker --stack retrue-prod --profile work")
+def worker(
+    context: typer.Context,
+    program: Annotated[Path, typer.Option(help="The training program.")] = PROJECT / "functions/train/job.py",
+    once: Annotated[bool, typer.Option(help="End after one poll.")] = False,
+) -> None:
+    """Take training work from the workflow and do it on this machine."""
+    from retrue import worker as work
+
+    # SystemExit runs the finally clauses, which end a training program that is under way.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    stack = target(context).stack()
+    activity = Activity(stack.outputs["ActivityArn"], stack.session.client("stepfunctions"))
+    work.serve(stack.lake, activity, program, socket.gethostname(), lambda line: print(line, flush=True), once)
+
+
+# data
+@app.command(epilog="Example: retrue data imdb --use    or: retrue data reviews.csv --text body --label stars --use")
+def data(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="A folder <split>/<label>/*.txt, a .csv, a .parquet, or imdb.")],
+    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    split: Annotated[str, typer.Option(help="Column that says train, validation or test.")] = "",
+    group: Annotated[str, typer.Option(help="Column of what must not lie in two splits, such as the film.")] = "",
+    rename: Annotated[list[str] | None, typer.Option(help="Give a label another name, 1=positive.")] = None,
+    use: Annotated[bool, typer.Option("--use", help="Upload it, and train on it from now on.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare a dataset: clean, without duplicates, split, immutable, named by its content."""
+    from retrue import sources
+
+    where = target(context).home
+    columns = sources.Columns(text, label, split or None, group or None, names=_pairs(rename))
+    splits = sources.load(source, where.root / "downloads", columns)
+    folder = dataset.write(where.root / "datasets", splits, name=Path(source).name.split(".")[0], source=source)
+    manifest = dataset.read_manifest(folder)
+    if use:
+        with steps() as tell:
+            tell("uploading")
+            machine.use(target(context).stack(), folder)
+    if as_json:
+        show({"folder": str(folder), **json.loads(manifest.to_json())})
+        return
+    table = Table("split", *manifest.labels)
+    for part, counts in manifest.counts.items():
+        table.add_row(part, *(str(counts.get(kind, 0)) for kind in manifest.labels))
+    out.print(table)
+    dropped = ", ".join(f"{count} {kind}" for kind, count in manifest.dropped.items())
+    err.print(f"dataset {manifest.id} in {folder}; left out: {dropped}")
+
+
+# helpers of the commands
+def _pairs(values: list[str] | None) -> dict[str, str]:
+    wrong = [value for value in values or () if "=" not in value]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]} is not name=value")
+    return dict(value.split("=", 1) for value in values or ())
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run(stack: Stack, detail: dict[str, Any], wait: bool, as_json: bool) -> None:
+    execution = ask(stack, detail)
+    if not wait:
+        show({"execution": execution}) if as_json else err.print(f"began {execution}")
+        return
+    result = follow(stack, execution)
+    if as_json:
+        show(result)
+    else:
+        err.print(f"{result['outcome']}: {result.get('reason', 'another retraining was running already')}")
+    if result["outcome"] != "Promoted":
+        raise typer.Exit(NOT_PROMOTED)
+
+
+def _tell_job(job: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show(job)
+    else:
+        err.print(
+            f"job {job['id']}: {job['state']}, {job.get('accepted', 0)} accepted, {job.get('rejected', 0)} rejected"
+        )
+        for kind in ("results", "rejects"):
+            if job.get(kind):
+                err.print(f"  {kind}: {job[kind]}", highlight=False, soft_wrap=True)
+    if job["state"] == "failed":
+        raise StackError(f"job {job['id']} failed: {job.get('error')}")
+
+
+def _welcome(home: Home, stack: Stack, prediction: dict[str, Any], seconds: float) -> None:
+    example = home.root / "example.csv"
+    example.write_text('id,text\n1,"A warm, funny film with a wonderful cast."\n2,I left after ten minutes.\n3,\n')
+    here = Path.cwd()
+    near = example.relative_to(here) if example.is_relative_to(here) else example
+    key, url = stack.api_key, stack.api_url
+    call = f"curl -s -H 'x-api-key: {key}' -H 'content-type: application/json'"
+    lines = [
+        f"ready in {seconds:.0f} s: version {stack.release.live_version()} serves model {prediction['model']}",
+        f"  API     {url}",
+        f"  key     {key}",
+        f"  bucket  {stack.outputs['BucketName']}",
+        "Paste these: a prediction, a CSV job, a label.",
+        f'  {call} -d \'{{"inputs": "I left after ten minutes."}}\' {url}/v1/predict',
+        f"  .venv/bin/retrue batch {near}",
+        f'  {call} -d \'{{"id": "{prediction["id"]}", "label": "{prediction["label"]}"}}\' {url}/v1/feedback',
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Run a command; errors that retrue foresees are told in a sentence, without a traceback."""
+    try:
+        app()
+    except RetrueError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except (ClientError, BotoCoreError) as error:
+        err.print(f"[red]error:[/red] the cloud answered: {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, subprocess.SubprocessError) as error:
+        err.print(f"[red]stopped[/red] {error}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

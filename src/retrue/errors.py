@@ -1,0 +1,68 @@
+"""Everything that can go wrong, and what to do about it.
+
+RetrueError
+├── WrongSetting       an environment variable is missing or wrong: set the variables that the message names
+├── BadInput           the caller's request, row or file is wrong: change it as the message says
+│   ├── TooLarge       more or longer texts than this deployment takes: send less at a time
+│   └── UnknownLabel   a label that the model does not know: use one of those in the message
+├── NotFound           no such prediction, job or model: check the id
+├── BadDataset         a dataset cannot be prepared or read: change the source as the message says
+├── BadEncoder         a base encoder cannot be had or read: use one that the message names
+├── NoModel            nothing is serving yet: run `retrue retrain`, or `retrue up` on this machine
+├── ModelRefused       a model folder is incomplete or altered: promote another, or train again
+├── TrainingFailed     the training program ended with an error: read its last lines in the message
+├── ReleaseRefused     a version did not answer as its model must: the alias was left where it was
+└── StackError         the stack is not there or not ready: run `retrue up`, or name the right one
+"""
+
+
+class RetrueError(Exception):
+    """The root of every error that retrue raises on purpose."""
+
+
+class WrongSetting(RetrueError):
+    """An environment variable is missing or wrong."""
+
+
+class BadInput(RetrueError):
+    """The caller's request, row or file is wrong."""
+
+
+class TooLarge(BadInput):
+    """More or longer texts than this deployment takes."""
+
+
+class UnknownLabel(BadInput):
+    """A label that the model does not know."""
+
+
+class NotFound(RetrueError):
+    """No such prediction, job or model."""
+
+
+class BadDataset(RetrueError):
+    """A dataset cannot be prepared or read."""
+
+
+class BadEncoder(RetrueError):
+    """A base encoder cannot be had or read."""
+
+
+class NoModel(RetrueError):
+    """Nothing is serving yet."""
+
+
+class ModelRefused(RetrueError):
+    """A model folder is incomplete or was altered."""
+
+
+class TrainingFailed(RetrueError):
+    """The training program ended with an error."""
+
+
+class ReleaseRefused(RetrueError):
+    """A version did not answer as its model must."""
+
+
+class StackError(RetrueError):
+    """The stack is not there or not ready."""

@@ -1,0 +1,194 @@
+"""The lake: one S3 bucket that holds everything retrue knows. This module alone knows S3 and the names of keys.
+
+incoming/*.csv[.gz]                     dropped by users: texts to classify
+labels/*.csv[.gz]                       dropped by users: what the truth was
+jobs/<job>.json                         one Job record: progress and outcome
+results/<job>/results.csv, rejects.csv, ids.csv.gz, manifest.json
+capture/date=…/hour=…/<ms>-<id>.jsonl.gz    Prediction records; <ms> is the time inside their ids
+feedback/date=…/hour=…/<ms>-<id>.jsonl.gz   Label records, by the time they arrived
+datasets/<id>/…, datasets/current       prepared datasets, and the id of the base set in use
+encoders/<name>/…                       base encoders that training starts from
+models/<id>/…                           immutable model folders
+runs/<run>/…                            what one retraining made: model.tar.gz, evaluation
+reports/<time>.json, reports/latest.json    what the monitor saw
+ledger/<ms>.json                        what served when, and why
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+from retrue.errors import NotFound
+from retrue.records import Job, Label, LedgerEntry, Prediction, from_iso, id_ms
+
+INCOMING, LABELS, JOBS, RESULTS = "incoming/", "labels/", "jobs/", "results/"
+CAPTURE, FEEDBACK, DATASETS, ENCODERS = "capture/", "feedback/", "datasets/", "encoders/"
+MODELS, RUNS, REPORTS, LEDGER = "models/", "runs/", "reports/", "ledger/"
+CURRENT_DATASET, LATEST_REPORT = "datasets/current", "reports/latest.json"
+MISSING = {"NoSuchKey", "404", "NotFound"}
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of s3://bucket/key."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def hour_prefix(root: str, ms: int) -> str:
+    """The partition of a time, such as capture/date=2026-11-22/hour=09/."""
+    return root + datetime.fromtimestamp(ms / 1000, UTC).strftime("date=%Y-%m-%d/hour=%H/")
+
+
+def stamp(ms: int) -> str:
+    """Milliseconds as 12 hex digits: the first part of a UUIDv7 and of the key that holds its record."""
+    return f"{ms:012x}"
+
+
+class Lake:
+    """Reads and writes one bucket."""
+
+    def __init__(self, bucket: str, client: Any = None) -> None:
+        self.bucket = bucket
+        self.s3 = client if client is not None else boto3.client("s3")
+
+    # objects
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+    def put(self, key: str, body: bytes, content_type: str = "application/json") -> None:
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
+
+    def put_new(self, key: str, body: bytes, content_type: str = "application/json") -> bool:
+        """Write an object only where there is none; False where somebody was first."""
+        try:
+            self.s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] in {"PreconditionFailed", "ConditionalRequestConflict"}:
+                return False
+            raise
+        return True
+
+    def get(self, key: str) -> bytes:
+        try:
+            body: bytes = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            if error.response["Error"]["Code"] in MISSING:
+                raise NotFound(f"there is no {self.uri(key)}") from None
+            raise
+        return body
+
+    def open(self, key: str) -> IO[bytes]:
+        """The object as a stream, for files that may be larger than memory."""
+        try:
+            stream: IO[bytes] = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] in MISSING:
+                raise NotFound(f"there is no {self.uri(key)}") from None
+            raise
+        return stream
+
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        """Keys under a prefix in order, beginning behind `after`."""
+        pages = self.s3.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, **({"StartAfter": after} if after else {})):
+            for item in page.get("Contents", ()):
+                yield item["Key"]
+
+    def upload(self, path: Path, key: str) -> None:
+        self.s3.upload_file(str(path), self.bucket, key)
+
+    def download(self, key: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.s3.download_file(self.bucket, key, str(path))
+
+    def upload_folder(self, folder: Path, prefix: str) -> None:
+        """Every file under a folder, in parallel."""
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda p: self.upload(p, prefix + p.relative_to(folder).as_posix()), files))
+
+    def download_folder(self, prefix: str, folder: Path) -> list[Path]:
+        """Every object under a prefix, in parallel; the paths written."""
+        keys = list(self.keys(prefix))
+        if not keys:
+            raise NotFound(f"there is nothing under {self.uri(prefix)}")
+        paths = [folder / key.removeprefix(prefix) for key in keys]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(self.download, keys, paths))
+        return paths
+
+    # predictions and labels
+    def write_predictions(self, predictions: list[Prediction]) -> str:
+        """One object for predictions that share the time in their ids; the same ids give the same key."""
+        return self._write_records(CAPTURE, id_ms(predictions[0].id) or 0, predictions[0].id, predictions)
+
+    def write_labels(self, labels: list[Label]) -> str:
+        return self._write_records(FEEDBACK, from_iso(labels[0].time), labels[0].id, labels)
+
+    def find_prediction(self, id: str) -> Prediction:
+        """The prediction with this id; NotFound where there is none."""
+        ms = id_ms(id)
+        if ms is not None:
+            for key in self.keys(hour_prefix(CAPTURE, ms) + stamp(ms)):
+                for line in self._lines(key):
+                    if id.encode() in line:
+                        return Prediction.from_json(line)
+        raise NotFound("there is no prediction with this id")
+
+    def newest_predictions(self, now_ms: int, hours: int) -> Iterator[list[Prediction]]:
+        """Predictions of the last hours, one object at a time, newest first."""
+        for key in self._newest(CAPTURE, now_ms, hours):
+            yield [Prediction.from_json(line) for line in self._lines(key)]
+
+    def newest_labels(self, now_ms: int, hours: int) -> Iterator[Label]:
+        """Labels that arrived in the last hours, newest first."""
+        for key in self._newest(FEEDBACK, now_ms, hours):
+            yield from reversed([Label.from_json(line) for line in self._lines(key)])
+
+    # jobs, ledger
+    def write_job(self, job: Job) -> None:
+        self.put(f"{JOBS}{job.id}.json", job.to_json().encode())
+
+    def read_job(self, id: str) -> Job:
+        if not id.isalnum():
+            raise NotFound("there is no job with this id")
+        return Job.from_json(self.get(f"{JOBS}{id}.json"))
+
+    def append_ledger(self, entry: LedgerEntry) -> None:
+        ms = from_iso(entry.time)
+        while not self.put_new(f"{LEDGER}{stamp(ms)}.json", entry.to_json().encode()):
+            ms += 1
+
+    def ledger(self) -> list[LedgerEntry]:
+        """Every entry, oldest first."""
+        return [LedgerEntry.from_json(self.get(key)) for key in self.keys(LEDGER)]
+
+    def _write_records(self, root: str, ms: int, id: str, records: Iterable[Prediction | Label]) -> str:
+        key = f"{hour_prefix(root, ms)}{stamp(ms)}-{id[-12:]}.jsonl.gz"
+        body = "".join(record.to_json() + "\n" for record in records).encode()
+        self.put(key, gzip.compress(body, 6, mtime=0), "application/gzip")
+        return key
+
+    def _lines(self, key: str) -> list[bytes]:
+        return gzip.decompress(self.get(key)).splitlines()
+
+    def _newest(self, root: str, now_ms: int, hours: int) -> Iterator[str]:
+        """Keys of the last hours, newest first, listing one hour at a time and only as far as the reader goes."""
+        now = datetime.fromtimestamp(now_ms / 1000, UTC)
+        for back in range(hours + 1):
+            hour = now - timedelta(hours=back)
+            yield from reversed(list(self.keys(hour_prefix(root, round(hour.timestamp() * 1000)))))
+
+    # small JSON documents
+    def put_json(self, key: str, value: Any) -> None:
+        self.put(key, json.dumps(value, ensure_ascii=False, indent=1).encode())
+
+    def get_json(self, key: str) -> Any:
+        return json.loads(self.get(key))

@@ -1,0 +1,70 @@
+"""The model registry: each candidate, promoted or not, as a run and a model version in MLflow. Only here is mlflow known."""
+
+import os
+from typing import Any
+
+from retrue.artifact import Card
+
+NAME = "retrue"
+
+
+def register(tracking_uri: str, environment: str, model: str, uri: str, card: Card, verdict: dict[str, Any]) -> str:
+    """Write a run with the card's settings and metrics and a model version that points to the folder; the version's URI.
+
+    The model folder stays where it is; without a tracking URI nothing is written and the text is empty. Rejected candidates are registered too, with the reason.
+    """
+    if not tracking_uri:
+        return ""
+    from mlflow.exceptions import MlflowException
+
+    client = _client(tracking_uri)
+    experiment = client.get_experiment_by_name(f"{NAME}-{environment}")
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(f"{NAME}-{environment}")
+    run = client.create_run(experiment_id, run_name=model, tags={"model": model, "dataset": card.dataset})
+    for name, value in card.settings.items():
+        client.log_param(run.info.run_id, name, value)
+    for name, value in flat(card.metrics).items():
+        client.log_metric(run.info.run_id, name, value)
+    client.set_terminated(run.info.run_id)
+
+    name = f"{NAME}-{environment}"
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        client.create_registered_model(name, description="Models that retrue trained; the folder is the source.")
+    tags = {"model": model, "promoted": str(bool(verdict["promote"])).lower(), "reason": str(verdict["reason"])[:4_000]}
+    version = client.create_model_version(name, source=uri, run_id=run.info.run_id, tags=tags)
+    return f"models:/{name}/{version.version}"
+
+
+def crown(tracking_uri: str, environment: str, model: str) -> str | None:
+    """Give the alias "champion" to the newest version of a model; its number, or None where it was never registered."""
+    if not tracking_uri:
+        return None
+    client = _client(tracking_uri)
+    name = f"{NAME}-{environment}"
+    versions = client.search_model_versions(f"name = '{name}' and tags.model = '{model}'")
+    if not versions:
+        return None
+    newest = max(versions, key=lambda version: int(version.version))
+    client.set_registered_model_alias(name, "champion", newest.version)
+    return str(newest.version)
+
+
+def _client(tracking_uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a nested dictionary, with their path as the name."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + key] = float(value)
+    return found

@@ -1,0 +1,71 @@
+"""Which model serves: versions of the predict function, its alias, and the one SSM parameter that holds the truth.
+
+A published version names one immutable model folder in its environment (MODEL_URI), so a version that once served
+can serve again at any time. The alias moves first and the parameter after it; if the second fails the first is undone.
+"""
+
+import json
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+from retrue.artifact import NONE
+from retrue.errors import ReleaseRefused
+
+
+class Release:
+    """Publishes, asks and moves versions of one function behind one alias."""
+
+    def __init__(self, function: str, alias: str, parameter: str, lambda_client: Any = None, ssm: Any = None) -> None:
+        self.function, self.alias, self.parameter = function, alias, parameter
+        self.client = lambda_client if lambda_client is not None else boto3.client("lambda")
+        self.ssm = ssm if ssm is not None else boto3.client("ssm")
+
+    def publish(self, model_uri: str, description: str) -> str:
+        """Publish a version that serves this model with the newest code, and wait until it can be called."""
+        config = self.client.get_function_configuration(FunctionName=self.function)
+        variables = {**config.get("Environment", {}).get("Variables", {}), "MODEL_URI": model_uri}
+        self.client.update_function_configuration(FunctionName=self.function, Environment={"Variables": variables})
+        self.client.get_waiter("function_updated_v2").wait(FunctionName=self.function)
+        version: str = self.client.publish_version(FunctionName=self.function, Description=description)["Version"]
+        self.client.get_waiter("published_version_active").wait(FunctionName=self.function, Qualifier=version)
+        return version
+
+    def ask(self, version: str, payload: dict[str, Any]) -> Any:
+        """Invoke one version directly and return its answer; ReleaseRefused where it fails."""
+        answer = self.client.invoke(FunctionName=self.function, Qualifier=version, Payload=json.dumps(payload).encode())
+        body = json.loads(answer["Payload"].read())
+        if "FunctionError" in answer:
+            kind = body.get("errorType", "an error") if isinstance(body, dict) else "an error"
+            raise ReleaseRefused(f"version {version} answered golden inputs with {kind}: see the function's log")
+        return body
+
+    def live_version(self) -> str:
+        """The version behind the alias."""
+        version: str = self.client.get_alias(FunctionName=self.function, Name=self.alias)["FunctionVersion"]
+        return version
+
+    def model_of(self, version: str) -> str:
+        """The model URI that a version carries, or "none"."""
+        config = self.client.get_function_configuration(FunctionName=self.function, Qualifier=version)
+        uri: str = config.get("Environment", {}).get("Variables", {}).get("MODEL_URI", NONE)
+        return uri
+
+    def move(self, version: str, model_uri: str) -> str:
+        """Move the alias, then the pointer; the version that served before. Both move or neither."""
+        before = self.live_version()
+        self.client.update_alias(FunctionName=self.function, Name=self.alias, FunctionVersion=version)
+        try:
+            self.ssm.put_parameter(Name=self.parameter, Value=model_uri, Type="String", Overwrite=True)
+        except ClientError:
+            self.client.update_alias(FunctionName=self.function, Name=self.alias, FunctionVersion=before)
+            raise
+        return before
+
+
+def serving_model(parameter: str, ssm: Any = None) -> str:
+    """The URI of the serving model's folder, or "none" before the first promotion."""
+    client = ssm if ssm is not None else boto3.client("ssm")
+    value: str = client.get_parameter(Name=parameter)["Parameter"]["Value"]
+    return value

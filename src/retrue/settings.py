@@ -1,0 +1,113 @@
+"""Settings come from the environment, once, into a frozen dataclass: one shape for each function."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from retrue.errors import WrongSetting
+
+Shape = TypeVar("Shape")
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
+
+
+def read(shape: type[Shape], environ: Mapping[str, str]) -> Shape:
+    """Fill a dataclass from variables named as its fields in upper case; every wrong one is named in a single error."""
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
+    hints = typing.get_type_hints(shape)
+    for field in dataclasses.fields(shape):  # type: ignore[arg-type]
+        name = field.name.upper()
+        text = environ.get(name)
+        if text is None:
+            if field.default is dataclasses.MISSING:
+                wrong.append(f"{name} is not set")
+            continue
+        try:
+            values[field.name] = _PARSERS[hints[field.name]](text)
+        except ValueError:
+            wrong.append(f"{name} is not {_NAMES[hints[field.name]]}")
+    if wrong:
+        raise WrongSetting("; ".join(wrong))
+    return shape(**values)
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in TRUE + FALSE:
+        raise ValueError(text)
+    return lowered in TRUE
+
+
+_PARSERS: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: _boolean}
+_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Settings of the predict function; `model_uri` names the one model folder that a published version serves."""
+
+    bucket: str
+    environment: str
+    model_uri: str = "none"
+    keep_text: bool = False
+    max_inputs: int = 64
+    max_characters: int = 50_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Settings of the batch function; `model_parameter` is the SSM parameter that names the serving model."""
+
+    bucket: str
+    environment: str
+    model_parameter: str
+    keep_text: bool = False
+    max_characters: int = 50_000
+    reserve_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Settings of the monitor function: windows, tolerances, and how long it waits between two requests to retrain."""
+
+    bucket: str
+    environment: str
+    model_parameter: str
+    event_bus: str = "default"
+    window_rows: int = 500
+    window_hours: int = 24
+    minimum_rows: int = 50
+    false_alarm_rate: float = 0.0001
+    label_days: int = 30
+    minimum_labels: int = 100
+    tolerated_drop: float = 0.03
+    cooldown_hours: float = 24.0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Settings of the retraining workflow's data steps: snapshot, evaluate, register."""
+
+    bucket: str
+    environment: str
+    model_parameter: str
+    state_machine_arn: str
+    mlflow_tracking_uri: str = ""
+    encoder: str = "minilm-l6-distilbert"
+    train_backend: str = "worker"
+    train_seconds: int = 86_400
+    feedback_days: int = 365
+    maximum_test_rows: int = 5_000
+
+
+@dataclass(frozen=True)
+class Release:
+    """Settings of the steps that may touch what serves: publish, validate, promote, settle."""
+
+    bucket: str
+    environment: str
+    model_parameter: str
+    function: str
+    alias: str = "live"

@@ -1,0 +1,143 @@
+"""One deployed stack as the command line sees it: its outputs, its key, and its HTTP interface."""
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from retrue.errors import BadInput, StackError
+from retrue.lake import Lake
+from retrue.release import Release, serving_model
+from retrue.workflow import Workflow
+
+HTTP_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Session:
+    """Clients for one cloud: AWS, found as boto3 finds it, or the one at `endpoint`."""
+
+    endpoint: str | None = None
+    profile: str | None = None
+    region: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = None
+
+    def client(self, service: str) -> Any:
+        session = boto3.Session(
+            profile_name=self.profile,
+            region_name=self.region,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+        # A local cloud has no virtual hosts for buckets; a check or a step may take minutes to answer.
+        style = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
+        config = Config(read_timeout=330, retries={"mode": "standard"}, **style)
+        return session.client(service, endpoint_url=self.endpoint, config=config)
+
+
+class Stack:
+    """Everything that a command needs to know about one deployment, asked for once."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        self.session, self.name = session, name
+
+    @cached_property
+    def outputs(self) -> dict[str, str]:
+        """What the template says about itself; StackError where there is no such stack."""
+        try:
+            found = self.session.client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
+        except ClientError as error:
+            raise StackError(f"there is no stack {self.name}: {error.response['Error']['Message']}") from None
+        except BotoCoreError as error:
+            raise StackError(f"the stack {self.name} cannot be reached: {error}") from None
+        if "Outputs" not in found:
+            raise StackError(f"the stack {self.name} is not deployed yet ({found['StackStatus']})")
+        return {output["OutputKey"]: output["OutputValue"] for output in found["Outputs"]}
+
+    @cached_property
+    def api_url(self) -> str:
+        if self.session.endpoint:
+            return f"{self.session.endpoint}/_aws/execute-api/{self.outputs['ApiId']}/{self.outputs['EnvironmentName']}"
+        return self.outputs["ApiUrl"]
+
+    @cached_property
+    def api_key(self) -> str:
+        client = self.session.client("apigateway")
+        return str(client.get_api_key(apiKey=self.outputs["ApiKeyId"], includeValue=True)["value"])
+
+    @cached_property
+    def lake(self) -> Lake:
+        return Lake(self.outputs["BucketName"], self.session.client("s3"))
+
+    @cached_property
+    def release(self) -> Release:
+        clients = self.session.client("lambda"), self.session.client("ssm")
+        return Release(self.outputs["PredictFunctionName"], "live", self.outputs["ModelParameterName"], *clients)
+
+    @cached_property
+    def workflow(self) -> Workflow:
+        return Workflow(self.outputs["StateMachineArn"], self.session.client("stepfunctions"))
+
+    def serving(self) -> str:
+        """The URI of the serving model, or "none"."""
+        return serving_model(self.outputs["ModelParameterName"], self.session.client("ssm"))
+
+    def status(self) -> dict[str, Any]:
+        """The facts that `retrue status` tells."""
+        uri = self.serving()
+        return {
+            "stack": self.name,
+            "api_url": self.api_url,
+            "api_key": self.api_key,
+            "endpoint_url": self.session.endpoint,
+            "bucket": self.outputs["BucketName"],
+            "state_machine_arn": self.outputs["StateMachineArn"],
+            "function": self.outputs["PredictFunctionName"],
+            "alias": "live",
+            "alias_version": self.release.live_version(),
+            "model_version": uri.rstrip("/").rsplit("/", 1)[-1],
+            "retraining": self.workflow.oldest_running(),
+        }
+
+    def check(self, request: bool) -> dict[str, Any]:
+        """Let the monitor look now; its report."""
+        answer = self.session.client("lambda").invoke(
+            FunctionName=self.outputs["MonitorFunctionName"], Payload=json.dumps({"request": request}).encode()
+        )
+        report: dict[str, Any] = json.loads(answer["Payload"].read())
+        if "FunctionError" in answer:
+            raise StackError(f"the monitor failed: {report.get('errorMessage', 'see its log')}")
+        return report
+
+    def http(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One request to the HTTP interface; BadInput or StackError with the problem's own words."""
+        request = urllib.request.Request(  # noqa: S310 - the address comes from the stack's own outputs
+            self.api_url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"x-api-key": self.api_key, "content-type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as answer:  # noqa: S310
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            problem = _problem(error)
+            raise (BadInput if 400 <= error.code < 500 else StackError)(problem) from None
+        except urllib.error.URLError as error:
+            raise StackError(f"the API cannot be reached: {error.reason}") from None
+
+
+def _problem(error: urllib.error.HTTPError) -> str:
+    try:
+        problem = json.loads(error.read())
+    except ValueError:
+        return f"HTTP {error.code}"
+    reasons = "; ".join(f"{item['at']}: {item['reason']}" for item in problem.get("errors", ()))
+    return f"{problem.get('title', error.code)}: {reasons or problem.get('detail', problem.get('message', ''))}"

@@ -1,0 +1,56 @@
+"""What CloudWatch is told: lines in the Embedded Metric Format on stdout, and the one list of metric names."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import AmazonCloudWatchEMFProvider
+
+NAMESPACE, DIMENSION = "retrue", "Environment"
+
+
+class Metric(StrEnum):
+    """Every metric that retrue publishes; the dashboard, the alarms and the guides use these names."""
+
+    ACCURACY = "Accuracy"
+    F1_MACRO = "F1Macro"
+    LABELLED_PREDICTIONS = "LabelledPredictions"
+    DRIFT_DISTANCE = "DriftDistance"
+    DRIFT_STATISTIC = "DriftStatistic"
+    DRIFT_P = "DriftP"
+    DRIFT_FIRED = "DriftFired"
+    WINDOW_ROWS = "WindowRows"
+    MODEL_AGE_HOURS = "ModelAgeHours"
+    LABEL_AGE_HOURS = "LabelAgeHours"
+    TEXT_AGE_HOURS = "TextAgeHours"
+    HEARTBEAT = "Heartbeat"
+    JOB_ROWS = "JobRows"
+    JOB_REJECTED = "JobRejected"
+    RETRAIN_REQUESTED = "RetrainRequested"
+
+
+COUNTS = frozenset(
+    {
+        Metric.LABELLED_PREDICTIONS,
+        Metric.DRIFT_FIRED,
+        Metric.WINDOW_ROWS,
+        Metric.HEARTBEAT,
+        Metric.JOB_ROWS,
+        Metric.JOB_REJECTED,
+        Metric.RETRAIN_REQUESTED,
+    }
+)
+
+
+def publish(environment: str, values: Mapping[Metric, float], now_ms: int) -> None:
+    """Write one line for these values, with the environment as their only dimension; none for no values."""
+    if not values:
+        return
+    provider = AmazonCloudWatchEMFProvider(namespace=NAMESPACE)
+    # With the service's name as a second dimension these would be other metrics than those the alarms watch.
+    provider.service = ""
+    provider.add_dimension(DIMENSION, environment)
+    for metric, value in values.items():
+        provider.add_metric(metric.value, MetricUnit.Count if metric in COUNTS else MetricUnit.NoUnit, value)
+    provider.set_timestamp(now_ms)
+    provider.flush_metrics()

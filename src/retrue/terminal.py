@@ -1,0 +1,125 @@
+"""Long work shown in a terminal: steps of the local stack, a workflow's states, a job's rows."""
+
+import csv
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from retrue import jobs, retraining
+from retrue.errors import BadInput, NotFound, StackError
+from retrue.stack import Stack
+from retrue.worker import progress_key
+from retrue.workflow import request_retraining
+
+POLL_SECONDS = 0.5
+START_SECONDS = 60.0  # between a request on the bus and its execution
+JOB_SECONDS = 1_000.0  # a little more than the batch function may take
+err = Console(stderr=True)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """A spinner with what is being done now; each step stays behind as a line."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err) as bars:
+        task = bars.add_task("", total=None)
+        before = ""
+
+        def tell(line: str) -> None:
+            nonlocal before
+            if before:
+                bars.console.print(f"  {before}", highlight=False)
+            before = line
+            bars.reset(task, description=line)
+
+        yield tell
+        if before:
+            bars.console.print(f"  {before}", highlight=False)
+        bars.remove_task(task)
+
+
+def ask(stack: Stack, detail: dict[str, Any]) -> str:
+    """Put retrain.requested on the bus and find the execution that it starts."""
+    mark = secrets.token_hex(8)
+    events = stack.session.client("events")
+    request_retraining("default", stack.outputs["EnvironmentName"], {**detail, "mark": mark}, events)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        for execution in stack.workflow.executions():
+            arn = execution["executionArn"]
+            if mark in stack.workflow.describe(arn).get("input", ""):
+                return str(arn)
+        time.sleep(POLL_SECONDS)
+    raise StackError("the request was sent but no execution began: look at the rule of the state machine")
+
+
+def follow(stack: Stack, execution: str) -> dict[str, Any]:
+    """Show the states and the training's progress until the execution ends."""
+    run = retraining.begin(execution, None, {})["run"]
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bars:
+        task = bars.add_task("waiting", total=1.0)
+        seen: list[str] = []
+        while True:
+            states = stack.workflow.states(execution)
+            if states != seen:
+                for name in states[max(len(seen) - 1, 0) : -1]:
+                    bars.console.print(f"  {name}", highlight=False)
+                seen = states
+                bars.reset(task, total=1.0, description=states[-1])
+            if seen and seen[-1].startswith("TrainOn"):
+                try:
+                    note = stack.lake.get_json(progress_key(run))
+                    bars.update(task, completed=note["share"], description=f"{seen[-1]}: {note['message']}")
+                except NotFound:
+                    pass  # the program has not said anything yet
+            found = stack.workflow.describe(execution)
+            if found["status"] != "RUNNING":
+                bars.remove_task(task)
+                break
+            time.sleep(POLL_SECONDS)
+    err.print(f"  {seen[-1] if seen else found['status']}", highlight=False)
+    if found["status"] != "SUCCEEDED":
+        reasons = [entry.reason for entry in stack.lake.ledger() if entry.run == run]
+        raise StackError(f"the workflow ended as {found['status']}: {(reasons or ['see its execution history'])[-1]}")
+    entries = [entry for entry in stack.lake.ledger() if entry.run == run]
+    outcome = seen[-1] if seen else ""
+    return {"execution": execution, "outcome": outcome, **(json.loads(entries[-1].to_json()) if entries else {})}
+
+
+def drop(stack: Stack, file: Path, prefix: str, wait: bool) -> dict[str, Any]:
+    """Put a file under a prefix of the bucket and, if asked, wait for the job that it starts."""
+    key = prefix + file.name
+    if jobs.kind_of(key) is None:
+        raise BadInput(f"{file.name} is neither .csv nor .csv.gz")
+    with file.open("rb") as body:
+        put = stack.lake.s3.put_object(Bucket=stack.lake.bucket, Key=key, Body=body)
+    job = jobs.job_id(stack.lake.bucket, key, put["VersionId"])
+    if not wait:
+        return {"id": job, "state": "running"}
+    total = 0
+    if file.suffix == ".csv":
+        with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+            total = max(sum(1 for _ in csv.reader(lines)) - 1, 0)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        task = bars.add_task(file.name, total=total or None)
+        deadline = time.monotonic() + JOB_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                found = stack.lake.read_job(job)
+            except NotFound:
+                time.sleep(POLL_SECONDS)
+                continue
+            bars.update(task, completed=found.rows)
+            if found.state != "running":
+                result: dict[str, Any] = json.loads(found.to_json())
+                return result
+            time.sleep(POLL_SECONDS)
+    raise StackError(f"job {job} did not end: see GET /v1/jobs/{job} and the log of the batch function")

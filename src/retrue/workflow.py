@@ -1,0 +1,100 @@
+"""The retraining workflow seen from outside: ask for a run, see what runs, take training work as a worker.
+
+This module alone knows Step Functions and EventBridge.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from retrue.errors import StackError
+
+SOURCE, REQUESTED = "retrue", "retrain.requested"
+
+
+def request_retraining(bus: str, environment: str, detail: dict[str, Any], events: Any = None) -> str:
+    """Put retrain.requested on the bus, with the reason and its evidence in the detail; the event's id."""
+    client = events if events is not None else boto3.client("events")
+    entry = {
+        "EventBusName": bus,
+        "Source": SOURCE,
+        "DetailType": REQUESTED,
+        "Detail": json.dumps({"environment": environment, **detail}),
+    }
+    answer = client.put_events(Entries=[entry])
+    if answer["FailedEntryCount"]:
+        raise StackError(f"the event bus refused the request: {answer['Entries'][0].get('ErrorMessage', 'no reason')}")
+    event: str = answer["Entries"][0]["EventId"]
+    return event
+
+
+class Workflow:
+    """One state machine and its executions."""
+
+    def __init__(self, arn: str, client: Any = None) -> None:
+        self.arn = arn
+        self.client = client if client is not None else boto3.client("stepfunctions")
+
+    def oldest_running(self) -> str | None:
+        """The execution that began first among those that run now."""
+        pages = self.client.get_paginator("list_executions").paginate(stateMachineArn=self.arn, statusFilter="RUNNING")
+        running = [(e["startDate"], e["executionArn"]) for page in pages for e in page["executions"]]
+        return min(running)[1] if running else None
+
+    def executions(self, most: int = 20) -> list[dict[str, Any]]:
+        """The newest executions, newest first: arn, status, start and stop."""
+        found = self.client.list_executions(stateMachineArn=self.arn, maxResults=most)["executions"]
+        return sorted(found, key=lambda e: e["startDate"], reverse=True)
+
+    def describe(self, execution: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self.client.describe_execution(executionArn=execution)
+        return answer
+
+    def states(self, execution: str) -> list[str]:
+        """The names of the states entered so far, in order."""
+        pages = self.client.get_paginator("get_execution_history").paginate(executionArn=execution)
+        events = [event for page in pages for event in page["events"]]
+        return [e["stateEnteredEventDetails"]["name"] for e in events if "stateEnteredEventDetails" in e]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of training work: the token that answers it, and the request."""
+
+    token: str
+    request: dict[str, Any]
+
+
+class Activity:
+    """The queue of training work that workers poll."""
+
+    def __init__(self, arn: str, client: Any = None) -> None:
+        self.arn = arn
+        # A poll is held open for a minute when there is no work.
+        patient = Config(read_timeout=75, retries={"mode": "standard"})
+        self.client = client if client is not None else boto3.client("stepfunctions", config=patient)
+
+    def take(self, worker: str) -> Task | None:
+        """Wait up to a minute for work."""
+        answer = self.client.get_activity_task(activityArn=self.arn, workerName=worker)
+        return Task(answer["taskToken"], json.loads(answer["input"])) if answer.get("taskToken") else None
+
+    def heartbeat(self, task: Task) -> bool:
+        """Say that the work goes on; False where the workflow no longer waits for it."""
+        try:
+            self.client.send_task_heartbeat(taskToken=task.token)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}:
+                return False
+            raise
+        return True
+
+    def succeed(self, task: Task, output: dict[str, Any]) -> None:
+        self.client.send_task_success(taskToken=task.token, output=json.dumps(output))
+
+    def fail(self, task: Task, error: str, cause: str) -> None:
+        self.client.send_task_failure(taskToken=task.token, error=error, cause=cause[-32_000:])

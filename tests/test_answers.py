@@ -1,0 +1,171 @@
+"""Predictions, labels and the model that gives them, on an S3 that lives in this process."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from retrue import answers, artifact
+from retrue.answers import Answers
+from retrue.classifier import Classifier
+from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, TooLarge, UnknownLabel
+from retrue.lake import CAPTURE, FEEDBACK, Lake
+from retrue.records import Job, id_ms, iso, new_id
+from retrue.settings import Predict
+
+NOW = 1_767_259_800_125
+TEXTS = ["A quiet film, and not bad at all.", "Far too long, and dull from start to end."]
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model: Path) -> Classifier:
+    return Classifier.open(tiny_model)
+
+
+@pytest.fixture
+def lake() -> Iterator[Lake]:
+    with mock_aws():
+        client = boto3.client("s3")
+        where = {"LocationConstraint": client.meta.region_name}
+        client.create_bucket(Bucket="lake", CreateBucketConfiguration=where)
+        yield Lake("lake", client)
+
+
+def made(classifier: Classifier, lake: Lake, **settings: object) -> Answers:
+    return Answers(classifier, lake, Predict("lake", "test", **settings))  # type: ignore[arg-type]
+
+
+def test_answers_come_in_the_order_of_the_texts(classifier: Classifier, lake: Lake) -> None:
+    found = made(classifier, lake).predict(TEXTS, NOW, os.urandom)
+    assert [one.scores for one in found] == [classifier.score(text).scores for text in TEXTS]
+    assert {(one.model, one.time, one.source, id_ms(one.id)) for one in found} == {
+        (classifier.model, iso(NOW), "http", NOW)
+    }
+
+
+def test_every_answer_lies_in_the_lake_when_it_is_given(classifier: Classifier, lake: Lake) -> None:
+    found = made(classifier, lake).predict(TEXTS, NOW, os.urandom)
+    assert len(list(lake.keys(CAPTURE))) == 1
+    for text, one in zip(TEXTS, found, strict=True):
+        kept = lake.find_prediction(one.id)
+        assert kept == one
+        assert kept.text is None
+        assert kept.projection == pytest.approx(classifier.score(text).projection.tolist(), abs=1e-6)
+
+
+def test_texts_are_kept_only_where_the_deployment_says_so(classifier: Classifier, lake: Lake) -> None:
+    found = made(classifier, lake, keep_text=True).predict(TEXTS, NOW, os.urandom)
+    assert [lake.find_prediction(one.id).text for one in found] == TEXTS
+
+
+def test_nothing_is_answered_where_nothing_can_be_kept(classifier: Classifier, lake: Lake) -> None:
+    lake.s3.delete_bucket(Bucket="lake")
+    with pytest.raises(lake.s3.exceptions.NoSuchBucket):
+        made(classifier, lake).predict(TEXTS, NOW, os.urandom)
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "reason"),
+    [
+        ([], BadInput, "no text"),
+        (["fine", " \t\n "], BadInput, "text 2 is blank"),
+        (["a"] * 4, TooLarge, "4 texts are more than the 3"),
+        (["a", "b" * 51], TooLarge, "text 2 has 51 characters, more than 50"),
+    ],
+)
+def test_what_is_over_a_limit_is_refused_and_not_kept(
+    classifier: Classifier, lake: Lake, texts: list[str], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        made(classifier, lake, max_inputs=3, max_characters=50).predict(texts, NOW, os.urandom)
+    assert list(lake.keys(CAPTURE)) == []
+
+
+def test_feedback_carries_the_facts_of_its_prediction(classifier: Classifier, lake: Lake) -> None:
+    ours = made(classifier, lake, keep_text=True)
+    one = ours.predict(TEXTS[:1], NOW, os.urandom)[0]
+    other = next(label for label in one.scores if label != one.label)
+    truth = ours.feedback(one.id, other, NOW + 5)
+    assert (truth.id, truth.label, truth.predicted, truth.model) == (one.id, other, one.label, one.model)
+    assert (truth.time, truth.scores, truth.text) == (iso(NOW + 5), one.scores, TEXTS[0])
+    assert list(lake.newest_labels(NOW + 5, hours=1)) == [truth]
+
+
+def test_feedback_for_an_unknown_prediction_is_refused(classifier: Classifier, lake: Lake) -> None:
+    with pytest.raises(NotFound):
+        made(classifier, lake).feedback(new_id(NOW, os.urandom(10)), "positive", NOW)
+    assert list(lake.keys(FEEDBACK)) == []
+
+
+def test_feedback_with_an_unknown_label_lists_the_known_ones_and_not_the_given(
+    classifier: Classifier, lake: Lake
+) -> None:
+    ours = made(classifier, lake)
+    one = ours.predict(TEXTS[:1], NOW, os.urandom)[0]
+    with pytest.raises(UnknownLabel, match="use negative or positive") as caught:
+        ours.feedback(one.id, "wonderful", NOW)
+    assert "wonderful" not in str(caught.value)
+    assert list(lake.keys(FEEDBACK)) == []
+
+
+def test_a_probe_is_answered_and_not_kept(classifier: Classifier, lake: Lake) -> None:
+    answer = made(classifier, lake, max_inputs=1).probe(TEXTS)
+    assert answer == {"model": classifier.model, "scores": [classifier.score(text).scores for text in TEXTS]}
+    assert list(lake.keys(CAPTURE)) == []
+
+
+def test_a_job_is_found_and_a_missing_one_does_not_tell_the_bucket(lake: Lake) -> None:
+    job = Job("0f1e2d", "predict", "s3://lake/incoming/a.csv", "running", iso(NOW))
+    lake.write_job(job)
+    assert answers.find_job(lake, "0f1e2d") == job
+    with pytest.raises(NotFound) as caught:
+        answers.find_job(lake, "3c4b5a")
+    assert str(caught.value) == "there is no job with this id"
+
+
+@pytest.fixture
+def uri(lake: Lake, tiny_model: Path) -> str:
+    prefix = f"models/{artifact.identity(tiny_model)}/"
+    lake.upload_folder(tiny_model, prefix)
+    return lake.uri(prefix)
+
+
+def test_a_model_is_fetched_once(classifier: Classifier, lake: Lake, uri: str, tmp_path: Path) -> None:
+    assert answers.fetch_model(lake, uri, tmp_path).model == classifier.model
+    for key in lake.keys("models/"):
+        lake.s3.delete_object(Bucket="lake", Key=key)
+    assert answers.fetch_model(lake, uri, tmp_path).score(TEXTS[0]).scores == classifier.score(TEXTS[0]).scores
+    assert [path.name for path in tmp_path.iterdir()] == [classifier.model]
+
+
+def test_before_the_first_promotion_there_is_no_model(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(NoModel, match="retrue retrain"):
+        answers.fetch_model(lake, artifact.NONE, tmp_path)
+
+
+def test_a_model_that_is_not_in_the_lake_is_refused(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="not in the lake"):
+        answers.fetch_model(lake, "s3://lake/models/0123456789ab/", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_another_bucket_is_refused(lake: Lake, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="another bucket"):
+        answers.fetch_model(lake, uri.replace("s3://lake/", "s3://pond/"), tmp_path)
+
+
+def test_a_model_that_was_altered_in_the_lake_is_refused(lake: Lake, uri: str, tmp_path: Path) -> None:
+    key = f"{uri.removeprefix('s3://lake/')}{artifact.CARD}"
+    lake.put(key, json.dumps({**json.loads(lake.get(key)), "temperature": 9}).encode())
+    with pytest.raises(ModelRefused, match=r"card\.json"):
+        answers.fetch_model(lake, uri, tmp_path)
+
+
+def test_a_whole_model_under_another_models_name_is_refused(lake: Lake, tiny_model: Path, tmp_path: Path) -> None:
+    lake.upload_folder(tiny_model, "models/0123456789ab/")
+    with pytest.raises(ModelRefused, match="holds model"):
+        answers.fetch_model(lake, "s3://lake/models/0123456789ab/", tmp_path)

@@ -1,0 +1,161 @@
+"""The lake, on an S3 that lives in this process."""
+
+import gzip
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from retrue.errors import NotFound
+from retrue.lake import CAPTURE, FEEDBACK, LEDGER, Lake, hour_prefix, split_uri, stamp
+from retrue.records import Job, Label, LedgerEntry, Prediction, iso, new_id
+
+HOUR = 3_600_000
+NOW = 1_767_259_800_000  # 2026-01-01T09:30Z
+
+
+@pytest.fixture
+def lake() -> Iterator[Lake]:
+    with mock_aws():
+        client = boto3.client("s3")
+        where = {"LocationConstraint": client.meta.region_name}
+        client.create_bucket(Bucket="lake", CreateBucketConfiguration=where)
+        yield Lake("lake", client)
+
+
+def prediction(ms: int, text: str | None = None) -> Prediction:
+    scores = {"negative": 0.25, "positive": 0.75}
+    id = new_id(ms, os.urandom(10))
+    return Prediction(id, iso(ms), "m1", "positive", 0.75, scores, 7, False, [0.5, -1.25], "http", text)
+
+
+def label(ms: int, of: Prediction) -> Label:
+    return Label(of.id, iso(ms), "negative", of.model, of.label, of.scores, "http")
+
+
+def test_a_prediction_lies_in_the_hour_that_its_id_tells(lake: Lake) -> None:
+    found = prediction(NOW)
+    key = lake.write_predictions([found])
+    assert key == f"capture/date=2026-01-01/hour=09/{stamp(NOW)}-{found.id[-12:]}.jsonl.gz"
+    assert Prediction.from_json(gzip.decompress(lake.get(key))) == found
+
+
+def test_a_prediction_is_found_among_others_of_its_millisecond(lake: Lake) -> None:
+    first, second, third = (prediction(NOW, text) for text in ("é", "line\nbreak", None))
+    lake.write_predictions([first, second])
+    lake.write_predictions([third])
+    assert [lake.find_prediction(one.id) for one in (first, second, third)] == [first, second, third]
+
+
+@pytest.mark.parametrize("id", ["", "nonsense", "../../ledger/x", new_id(NOW, bytes(10))])
+def test_an_id_that_was_never_given_is_not_found(lake: Lake, id: str) -> None:
+    lake.write_predictions([prediction(NOW)])
+    with pytest.raises(NotFound, match="no prediction with this id"):
+        lake.find_prediction(id)
+
+
+def test_the_same_predictions_written_twice_are_one_object(lake: Lake) -> None:
+    batch = [prediction(NOW), prediction(NOW)]
+    assert lake.write_predictions(batch) == lake.write_predictions(batch)
+    assert len(list(lake.keys(CAPTURE))) == 1
+
+
+def test_newest_predictions_come_first_and_end_with_the_window(lake: Lake) -> None:
+    times = [NOW - 30 * HOUR, NOW - 23 * HOUR, NOW - HOUR - 1, NOW - HOUR, NOW]
+    for ms in times:
+        lake.write_predictions([prediction(ms)])
+    found = [one.time for batch in lake.newest_predictions(NOW, hours=24) for one in batch]
+    assert found == [iso(ms) for ms in reversed(times[1:])]
+
+
+def test_newest_predictions_reads_no_further_than_it_is_asked(lake: Lake) -> None:
+    for ms in (NOW - 5 * HOUR, NOW):
+        lake.write_predictions([prediction(ms)])
+    batches = lake.newest_predictions(NOW, hours=24)
+    newest = next(batches)
+    for key in lake.keys(hour_prefix(CAPTURE, NOW - 5 * HOUR)):
+        lake.s3.delete_object(Bucket=lake.bucket, Key=key)
+    assert newest[0].time == iso(NOW)
+    assert list(batches) == []
+
+
+def test_labels_are_kept_by_the_time_they_arrived(lake: Lake) -> None:
+    old = prediction(NOW - 40 * 24 * HOUR)
+    first, second = label(NOW - 1, old), label(NOW, old)
+    assert lake.write_labels([first]).startswith(hour_prefix(FEEDBACK, NOW))
+    lake.write_labels([second])
+    assert list(lake.newest_labels(NOW, hours=1)) == [second, first]
+
+
+def test_put_new_lets_the_first_writer_win(lake: Lake) -> None:
+    assert lake.put_new("a", b"first")
+    assert not lake.put_new("a", b"second")
+    assert lake.get("a") == b"first"
+
+
+@pytest.mark.parametrize("read", ["get", "open", "get_json"])
+def test_a_missing_object_is_named_in_the_error(lake: Lake, read: str) -> None:
+    with pytest.raises(NotFound, match="s3://lake/nothing"):
+        getattr(lake, read)("nothing")
+
+
+def test_keys_begin_behind_a_key(lake: Lake) -> None:
+    for name in ("p/a", "p/b", "p/c", "q/a"):
+        lake.put(name, b"")
+    assert list(lake.keys("p/", after="p/a")) == ["p/b", "p/c"]
+
+
+def test_a_stream_gives_what_was_put(lake: Lake) -> None:
+    lake.put("big", b"x" * 100_000)
+    with lake.open("big") as stream:
+        assert stream.read(3) == b"xxx"
+
+
+def test_a_folder_comes_back_as_it_was_sent(lake: Lake, tmp_path: Path) -> None:
+    for name, body in {"card.json": b"{}", "deep/down/file": b"\x00\x01"}.items():
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    lake.upload_folder(tmp_path / "out", "models/m1/")
+    lake.put("models/m10/card.json", b"another model")
+    paths = lake.download_folder("models/m1/", tmp_path / "in")
+    assert sorted(path.relative_to(tmp_path / "in").as_posix() for path in paths) == ["card.json", "deep/down/file"]
+    assert (tmp_path / "in/deep/down/file").read_bytes() == b"\x00\x01"
+
+
+def test_a_folder_that_is_not_there_is_not_found(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="s3://lake/models/gone/"):
+        lake.download_folder("models/gone/", tmp_path)
+
+
+def test_a_job_comes_back_as_it_was_written(lake: Lake) -> None:
+    job = Job("0f1e2d", "predict", "s3://lake/incoming/a.csv", "done", iso(NOW), rows=3, seconds=0.5)
+    lake.write_job(job)
+    assert lake.read_job("0f1e2d") == job
+
+
+@pytest.mark.parametrize("id", ["", "gone", "../ledger/x", "a/b"])
+def test_a_job_that_never_was_is_not_found(lake: Lake, id: str) -> None:
+    lake.put("ledger/x.json", b"{}")
+    with pytest.raises(NotFound):
+        lake.read_job(id)
+
+
+def test_the_ledger_keeps_entries_of_one_millisecond_in_order(lake: Lake) -> None:
+    entries = [LedgerEntry(iso(NOW), "promoted", f"m{i}", "better") for i in range(3)]
+    for entry in entries:
+        lake.append_ledger(entry)
+    assert lake.ledger() == entries
+    assert len(list(lake.keys(LEDGER))) == 3
+
+
+def test_json_documents_keep_their_letters(lake: Lake) -> None:
+    lake.put_json("reports/latest.json", {"reason": "schön", "p": 0.5})
+    assert lake.get_json("reports/latest.json") == {"reason": "schön", "p": 0.5}
+
+
+def test_a_uri_splits_into_bucket_and_key(lake: Lake) -> None:
+    assert split_uri(lake.uri("models/m1/")) == ("lake", "models/m1/")

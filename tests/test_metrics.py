@@ -1,0 +1,144 @@
+"""Metrics against scipy's and scikit-learn's own."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.special import softmax as scipy_softmax
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, f1_score
+
+from retrue import metrics
+
+LABELS = ["negative", "neutral", "positive"]
+PAIRS = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=60)
+
+
+@given(PAIRS)
+def test_quality_agrees_with_scikit_learn_and_scipy(pairs: list[tuple[str, str]]) -> None:
+    truth, predicted = [a for a, _ in pairs], [b for _, b in pairs]
+    found = metrics.quality(truth, predicted, LABELS)
+    assert found.confusion == confusion_matrix(truth, predicted, labels=LABELS).tolist()
+    expected = f1_score(truth, predicted, labels=LABELS, average=None, zero_division=0)
+    assert [found.f1[label] for label in LABELS] == pytest.approx(expected)
+    assert found.f1_macro == pytest.approx(expected.mean())
+    right = sum(a == b for a, b in pairs)
+    exact = binomtest(right, len(pairs)).proportion_ci(0.95, method="exact")
+    assert (found.n, found.accuracy) == (len(pairs), right / len(pairs))
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_one_class_alone_is_judged_without_a_warning() -> None:
+    found = metrics.quality(["positive"] * 4, ["positive"] * 4, ["negative", "positive"])
+    assert (found.accuracy, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / 4))
+    assert found.f1 == {"negative": 0.0, "positive": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "message"),
+    [
+        ([], [], "no labelled rows"),
+        (["negative"], ["negative", "positive"], "one of each per row"),
+        (["negative"], ["angry"], "not one of the given labels"),
+        (["angry"], ["negative"], "not one of the given labels"),
+    ],
+)
+def test_rows_that_cannot_be_judged_are_refused(truth: list[str], predicted: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.quality(truth, predicted, LABELS)
+
+
+def test_an_interval_holds_the_true_share_at_least_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    for share, n in [(0.5, 20), (0.9, 100), (0.99, 400)]:
+        intervals = [metrics.interval(int(k), n) for k in rng.binomial(n, share, 1000)]
+        assert np.mean([low <= share <= high for low, high in intervals]) >= 0.95
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_a_share_that_is_none_has_no_interval(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="is no share"):
+        metrics.interval(successes, n)
+
+
+def test_softmax_agrees_with_scipy_even_where_exp_would_overflow() -> None:
+    logits = np.array([[1000.0, 999.0, -1000.0], [-1e4, -1e4, -1e4], [0.1, 0.2, 0.3]])
+    np.testing.assert_allclose(metrics.softmax(logits), scipy_softmax(logits, axis=1), rtol=1e-12)
+
+
+def sample(seed: int, sharpness: float, classes: int = 3, n: int = 2000) -> tuple[Any, Any]:
+    """Logits that are `sharpness` times as sure as the truth, which is drawn from them, is."""
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(scale=1.5, size=(n, classes))
+    truth = (rng.random(n)[:, None] > metrics.softmax(honest).cumsum(axis=1)).sum(axis=1)
+    return honest * sharpness, np.minimum(truth, classes - 1)
+
+
+@pytest.mark.parametrize(("seed", "sharpness", "classes"), [(1, 1.0, 2), (2, 3.0, 3), (3, 0.4, 5)])
+def test_the_temperature_is_the_likeliest_one(seed: int, sharpness: float, classes: int) -> None:
+    logits, truth = sample(seed, sharpness, classes)
+
+    def loss(log_temperature: float) -> float:
+        return -float(log_softmax(logits / math.exp(log_temperature), axis=1)[np.arange(len(truth)), truth].mean())
+
+    best = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded", options={"xatol": 1e-9})
+    found = metrics.fit_temperature(logits, truth)
+    assert found == pytest.approx(math.exp(best.x), rel=1e-4)
+    assert found == pytest.approx(sharpness, rel=0.15)
+
+
+def test_the_temperature_stays_in_its_bounds_where_the_data_set_none() -> None:
+    logits = np.array([[0.2, 0.0], [0.3, 0.1]])
+    assert metrics.fit_temperature(logits, np.array([0, 0])) == pytest.approx(0.05)
+    assert metrics.fit_temperature(logits, np.array([1, 1])) == pytest.approx(20.0)
+
+
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    scores = np.array([[0.9, 0.1]] * 10 + [[0.4, 0.6]] * 10)
+    truth = np.array([0] * 7 + [1] * 3 + [1] * 6 + [0] * 4)
+    assert metrics.calibration_error(scores, truth) == pytest.approx(0.5 * abs(0.9 - 0.7) + 0.5 * abs(0.6 - 0.6))
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_the_calibration_error_agrees_with_the_formula_written_out(bins: int) -> None:
+    logits, truth = sample(4, 2.0)
+    scores = metrics.softmax(logits)
+    confidence, right = scores.max(axis=1), scores.argmax(axis=1) == truth
+    expected = 0.0
+    for low in range(bins):
+        inside = (confidence > low / bins) & (confidence <= (low + 1) / bins)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert metrics.calibration_error(scores, truth, bins) == pytest.approx(expected)
+
+
+def test_the_fitted_temperature_makes_an_overconfident_model_honest() -> None:
+    logits, truth = sample(5, 3.0, n=5000)
+    before = metrics.calibration_error(metrics.softmax(logits), truth)
+    after = metrics.calibration_error(metrics.softmax(logits / metrics.fit_temperature(logits, truth)), truth)
+    assert before > 0.1
+    assert after < 0.03
+
+
+@pytest.mark.parametrize(
+    ("values", "truth", "message"),
+    [
+        (np.zeros((0, 2)), np.zeros(0, dtype=int), "n > 0"),
+        (np.zeros((3, 2)), np.zeros(2, dtype=int), "n > 0"),
+        (np.zeros(3), np.zeros(3, dtype=int), "n > 0"),
+        (np.zeros((2, 2)), np.array([0, 2]), "whole numbers from 0 to 1"),
+        (np.zeros((2, 2)), np.array([0.0, 1.0]), "whole numbers from 0 to 1"),
+        (np.array([[0.0, np.nan]]), np.array([0]), "not finite"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(values: Any, truth: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.fit_temperature(values, truth)
+    with pytest.raises(ValueError, match=message):
+        metrics.calibration_error(values, truth)

@@ -1,0 +1,75 @@
+"""Records, their ids and their times."""
+
+import json
+import os
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrue.records import Job, Label, Prediction, from_iso, id_ms, iso, new_id
+
+MS = st.integers(0, 2**48 - 1)
+
+
+@given(MS, st.binary(min_size=10, max_size=16))
+def test_an_id_is_a_uuid_of_version_7_and_tells_its_time(ms: int, entropy: bytes) -> None:
+    made = uuid.UUID(new_id(ms, entropy))
+    assert made.version == 7
+    assert made.variant == uuid.RFC_4122
+    assert id_ms(str(made)) == ms
+
+
+def test_ids_of_one_millisecond_differ() -> None:
+    assert len({new_id(1_700_000_000_000, os.urandom(10)) for _ in range(1_000)}) == 1_000
+
+
+def test_later_ids_sort_behind_earlier_ones() -> None:
+    ids = [new_id(ms, os.urandom(10)) for ms in range(1_700_000_000_000, 1_700_000_000_100)]
+    assert ids == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no id at all",
+        str(uuid.UUID(int=0)),
+        "6f9619ff-8b86-4d11-b42d-00cf4fc964ff",
+        "019B7911-93C0-7ABC-8DEF-0123456789AB",
+        "{019b7911-93c0-7abc-8def-0123456789ab}",
+        "urn:uuid:019b7911-93c0-7abc-8def-0123456789ab",
+        "../../019b7911-93c0-7abc-8def-0123456789ab",
+    ],
+)
+def test_what_is_no_id_of_ours_has_no_time(text: str) -> None:
+    assert id_ms(text) is None
+
+
+@given(st.integers(0, 4_102_444_800_000))
+def test_a_time_survives_its_text(ms: int) -> None:
+    assert from_iso(iso(ms)) == ms
+
+
+def test_a_time_is_utc_with_milliseconds() -> None:
+    assert iso(1_767_259_800_125) == "2026-01-01T09:30:00.125Z"
+
+
+def test_a_record_is_one_line_without_what_is_absent() -> None:
+    label = Label("i", iso(0), "good", "m", "bad", {"good": 0.2, "bad": 0.8}, "http", text="two\nlines\u2028and é")
+    line = label.to_json()
+    assert "\n" not in line
+    assert Label.from_json(line) == label
+    assert "text" not in json.loads(Label("i", iso(0), "good", "m", "bad", {}, "http").to_json())
+
+
+def test_a_reader_leaves_out_keys_that_a_newer_writer_added() -> None:
+    job = Job("j", "predict", "incoming/a.csv", "running", iso(0))
+    newer = {**json.loads(job.to_json()), "colour": "blue"}
+    assert Job.from_json(json.dumps(newer)) == job
+
+
+def test_a_record_that_lacks_a_fact_is_refused() -> None:
+    with pytest.raises(TypeError):
+        Prediction.from_json('{"id": "x"}')
