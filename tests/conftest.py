@@ -2,10 +2,15 @@
 
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from retrue.stack import Stack
+
+PROJECT = Path(__file__).resolve().parents[1]
 os.environ.update(
     AWS_ACCESS_KEY_ID="testing",
     AWS_SECRET_ACCESS_KEY="testing",
@@ -16,6 +21,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.pop("AWS_PROFILE", None)
+# Threads that wait for each other inside a small matrix product stand still when a neighbour takes their core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -32,39 +39,42 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared dataset of 600 synthetic reviews, labels negative and positive."""
+    """A prepared dataset of 1,500 synthetic reviews, labels negative and positive."""
     from retrue import corpus, dataset
 
     root = tmp_path_factory.mktemp("datasets")
-    examples = corpus.generate(seed=1, rows=600, domain="films")
-    return dataset.write(root, {"train": examples}, name="tiny", source="synthetic", synthetic=True)
+    splits = corpus.splits(seed=1, rows=1500)
+    return dataset.write(root, splits, name="tiny", source="synthetic", synthetic=True, notice=corpus.NOTICE)
 
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DistilBERT of 2 layers, 32 wide, with random weights and a vocabulary learned from the synthetic reviews."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import DistilBertConfig, DistilBertModel
 
     from retrue import corpus
+    from retrue.training import encoder
 
     folder = tmp_path_factory.mktemp("encoders") / "tiny"
     folder.mkdir()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    texts = [example.text for example in corpus.generate(seed=2, rows=300, domain="films")]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
-    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    texts = [example.text for domain in corpus.DOMAINS for example in corpus.generate(seed=2, rows=400, domain=domain)]
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: i for i, piece in enumerate([*pieces, *sorted(words - set(pieces))])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
-    config = DistilBertConfig(
-        vocab_size=tokenizer.get_vocab_size(), dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=512
-    )
-    DistilBertModel(config).save_pretrained(folder)
+    # The usual 0.02 suits a width of 768; at 32 it lets nothing through, and nothing would be learned.
+    shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 512}
+    config = DistilBertConfig(vocab_size=len(vocabulary), initializer_range=0.15, dropout=0.0, **shape)
+    encoder.save(DistilBertModel(config), folder)
     notice = "Random weights, made for the tests."
     (folder / "NOTICE").write_text(notice)
     (folder / "encoder.json").write_text(json.dumps({"name": "tiny", "sha256": "0" * 64, "notice": notice}))
@@ -77,6 +87,30 @@ def tiny_model(tiny_encoder: Path, tiny_dataset: Path, tmp_path_factory: pytest.
     from retrue.training import export, finetune
 
     root = tmp_path_factory.mktemp("models")
-    settings = finetune.Settings(learning_rate=3e-3, epochs=3, batch_size=16, max_tokens=64)
+    settings = finetune.Settings(learning_rate=3e-3, epochs=4, batch_size=16, max_tokens=64)
     result = finetune.finetune(tiny_encoder, tiny_dataset, settings, root / "checkpoint")
     return export.export(root / "checkpoint", tiny_dataset, result, root / "model", created="2026-01-01T00:00:00.000Z")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The project's own template on a local cloud of its own, without a model; stopped when the tests end."""
+    from retrue.local import machine
+    from retrue.local.home import Home, stop
+
+    home = Home(tmp_path_factory.mktemp("home"))
+    # The base encoder is fetched once for all runs.
+    cache = Path(os.environ.get("RETRUE_HOME", PROJECT / ".retrue")).resolve() / "encoders"
+    cache.mkdir(parents=True, exist_ok=True)
+    home.encoders.symlink_to(cache)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    lines: list[str] = []
+    parameters = {"TrainSettings": "epochs=1,max_tokens=128,frozen_layers=2,learning_rate=2e-4"}
+    try:
+        found = machine.up(home, PROJECT, PROJECT / ".venv-cloud/bin/python", port, parameters, lines.append)
+        machine.provide(home, found, lines.append)
+        yield found
+    finally:
+        stop(home)

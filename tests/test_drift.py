@@ -1,7 +1,7 @@
 """The drift rule: agreement with scipy, false alarms as often as it says, and power, on simulated and on real text."""
 
+import io
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,15 @@ def test_a_stored_reference_is_small_and_answers_the_same(reference: drift.Refer
     assert drift.check(drift.Reference.from_bytes(data), window, 0.01) == drift.check(reference, window, 0.01)
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:100], lambda b: b[:0], lambda b: b[:3000] + b"?" + b[3001:]])
-def test_an_unreadable_reference_is_refused(reference: drift.Reference, change: Callable[[bytes], bytes]) -> None:
-    with pytest.raises(ModelRefused, match="train the model again"):
-        drift.Reference.from_bytes(change(reference.to_bytes()))
+def test_an_unreadable_reference_is_refused(reference: drift.Reference) -> None:
+    data = reference.to_bytes()
+    older = io.BytesIO()
+    np.savez(older, rows=2500, quantiles=reference.quantiles)
+    newer = io.BytesIO()
+    np.savez(newer, **vars(reference), blocks=3)
+    for other in (b"", b"{}", data[:100], data[:-1], data[1:], older.getvalue(), newer.getvalue()):
+        with pytest.raises(ModelRefused, match="train the model again"):
+            drift.Reference.from_bytes(other)
 
 
 def test_the_same_rows_and_seed_give_the_same_reference() -> None:

@@ -58,7 +58,6 @@ KINDS: dict[type[Exception], Kind] = {
 REASONS = {
     "missing": "is required",
     "string_type": "must be a text",
-    "string_unicode": "must be valid Unicode",
     "list_type": "must be a text or a list of texts",
     "too_short": "must hold at least one text",
     "extra_forbidden": "has a key that is not known here",

@@ -3,20 +3,21 @@
 A flow: it joins one classifier and one lake, and knows neither HTTP nor the clock.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from retrue import artifact, records
-from retrue.classifier import Classifier, Scored
+from retrue.classifier import Classifier
 from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, TooLarge, UnknownLabel
 from retrue.lake import Lake, split_uri
 from retrue.records import Job, Label, Prediction
 from retrue.settings import Predict
 
 SOURCE = "http"
-DECIMALS = 6  # of a captured projection: finer digits are noise of float32
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a pair, which no encoding can write
 
 
 class Answers:
@@ -31,10 +32,10 @@ class Answers:
         `entropy(n)` gives n random bytes, such as os.urandom. TooLarge or BadInput where the limits are not kept.
         """
         check(texts, self.settings.max_inputs, self.settings.max_characters)
-        keep, model = self.settings.keep_text, self.classifier.model
+        model, keep = self.classifier.model, self.settings.keep_text
         predictions = [
-            prediction(
-                self.classifier.score(text), records.new_id(now_ms, entropy(10)), now_ms, model, text if keep else None
+            self.classifier.score(text).record(
+                records.new_id(now_ms, entropy(10)), model, SOURCE, text if keep else None
             )
             for text in texts
         ]
@@ -66,7 +67,7 @@ class Answers:
 
 
 def check(texts: Sequence[str], max_inputs: int, max_characters: int) -> None:
-    """Refuse no texts, too many, blank ones and too long ones; the message says which (counted from 1)."""
+    """Refuse no texts, too many, and texts that are too long, blank or broken; the message counts them from 1."""
     if not texts:
         raise BadInput("there is no text to classify: send at least one")
     if len(texts) > max_inputs:
@@ -76,25 +77,8 @@ def check(texts: Sequence[str], max_inputs: int, max_characters: int) -> None:
             raise TooLarge(f"text {number} has {len(text)} characters, more than {max_characters}: shorten it")
         if not text.strip():
             raise BadInput(f"text {number} is blank: send words")
-
-
-def prediction(
-    scored: Scored, id: str, ms: int, model: str, text: str | None = None, source: str = SOURCE
-) -> Prediction:
-    """The record of one answer; `text` only where the deployment keeps texts."""
-    return Prediction(
-        id=id,
-        time=records.iso(ms),
-        model=model,
-        label=scored.label,
-        score=scored.score,
-        scores=scored.scores,
-        tokens=scored.tokens,
-        truncated=scored.truncated,
-        projection=[round(value, DECIMALS) for value in scored.projection.tolist()],
-        source=source,
-        text=text,
-    )
+        if SURROGATE.search(text):
+            raise BadInput(f"text {number} is not valid Unicode: it holds half of a surrogate pair")
 
 
 def find_job(lake: Lake, id: str) -> Job:

@@ -16,8 +16,10 @@ from tokenizers import Tokenizer
 from retrue import artifact
 from retrue.artifact import PROJECTIONS, Card
 from retrue.errors import ModelRefused
+from retrue.records import Prediction, id_ms, iso
 
 INPUTS, OUTPUTS = ["input_ids", "attention_mask"], ["logits", "projection"]
+DECIMALS = 6  # of a captured projection: finer digits are noise of float32
 SLOWER = ["SkipLayerNormFusion"]  # on a CPU the fused node takes longer than the Add and LayerNormalization it replaces
 
 
@@ -32,6 +34,22 @@ class Scored:
     truncated: bool
     projection: NDArray[np.float32]  # (PROJECTIONS,)
     logits: NDArray[np.float32]  # (labels,)
+
+    def record(self, id: str, model: str, source: str, text: str | None = None) -> Prediction:
+        """What the lake keeps of it, at the time in its id; `text` only where the deployment keeps texts."""
+        return Prediction(
+            id=id,
+            time=iso(id_ms(id) or 0),
+            model=model,
+            label=self.label,
+            score=self.score,
+            scores=self.scores,
+            tokens=self.tokens,
+            truncated=self.truncated,
+            projection=[round(value, DECIMALS) for value in self.projection.tolist()],
+            source=source,
+            text=text,
+        )
 
 
 class Classifier:

@@ -329,7 +329,8 @@ def data(
     text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     split: Annotated[str, typer.Option(help="Column that says train, validation or test.")] = "",
-    group: Annotated[str, typer.Option(help="Column of what must not lie in two splits, such as the film.")] = "",
+    group: Annotated[str, typer.Option(help="Column, such as the film, that a split made here does not cut.")] = "",
+    test: Annotated[Path | None, typer.Option(exists=True, help="A second file, whose rows are for testing.")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="Give a label another name, 1=positive.")] = None,
     use: Annotated[bool, typer.Option("--use", help="Upload it, and train on it from now on.")] = False,
     as_json: AsJson = False,
@@ -339,7 +340,8 @@ def data(
 
     where = target(context).home
     columns = sources.Columns(text, label, split or None, group or None, names=_pairs(rename))
-    splits = sources.load(source, where.root / "downloads", columns)
+    what = {"train": Path(source), "test": test} if test else source
+    splits = sources.load(what, where.root / "downloads", columns)
     folder = dataset.write(where.root / "datasets", splits, name=Path(source).name.split(".")[0], source=source)
     manifest = dataset.read_manifest(folder)
     if use:

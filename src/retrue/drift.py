@@ -19,6 +19,7 @@ hardly changes with n; it is interpolated in log n, and is used as it stands for
 import io
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -62,12 +63,12 @@ class Reference:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """A reference from what `to_bytes` gave; ModelRefused where it is something else."""
+        """A reference from what `to_bytes` gave; ModelRefused where it is cut short or of another version."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 values = dict(archive)
             return cls(**{**values, "rows": int(values["rows"])})
-        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ModelRefused("the drift reference cannot be read by this version: train the model again") from error
 
 

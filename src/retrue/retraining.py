@@ -12,7 +12,7 @@ from retrue import artifact, dataset, gate, lake
 from retrue.artifact import NONE
 from retrue.classifier import Classifier
 from retrue.dataset import Example
-from retrue.errors import BadDataset, ModelRefused, NotFound, ReleaseRefused, StackError
+from retrue.errors import BadDataset, ModelRefused, NotFound, ReleaseRefused, StackError, WrongSetting
 from retrue.lake import Lake
 from retrue.records import LedgerEntry, iso
 from retrue.release import Release
@@ -38,7 +38,8 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
         found = {split: dataset.read(root / base, split) for split in dataset.SPLITS}
         feedback = labelled(store, manifest.labels, now_ms, settings.feedback_days)
         for example in feedback:
-            found["test" if is_test(example.id or example.text) else "train"].append(example)
+            # In front, since of equal texts the first stays: what a person said later counts.
+            found["test" if is_test(example.id or example.text) else "train"].insert(0, example)
         name = base
         if feedback:
             source = f"dataset {base} and {len(feedback)} labelled texts from production"
@@ -48,7 +49,8 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
             )  # fmt: skip
             name = path.name
             store.upload_folder(path, f"{lake.DATASETS}{name}/")
-    hyperparameters = {k: str(v) for k, v in {"encoder": settings.encoder, **request.get("settings", {})}.items()}
+    chosen = {"encoder_name": settings.encoder, **pairs(settings.train_settings), **request.get("settings", {})}
+    hyperparameters = {name: str(value) for name, value in chosen.items()}
     channels = {"dataset": f"{lake.DATASETS}{name}/", "encoder": f"{lake.ENCODERS}{settings.encoder}/"}
     job = {
         "TrainingJobName": run,
@@ -70,6 +72,14 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
         "StoppingCondition": {"MaxRuntimeInSeconds": settings.train_seconds},
     }
     return {"job": job, "backend": settings.train_backend, "dataset": name}
+
+
+def pairs(text: str) -> dict[str, str]:
+    """The settings in a text such as epochs=2,max_tokens=384; WrongSetting where it is none."""
+    found = [item.strip().partition("=") for item in text.split(",") if item.strip()]
+    if any(not sign or not name for name, sign, _ in found):
+        raise WrongSetting(f"TRAIN_SETTINGS is not like name=value,name=value: {text}")
+    return {name.strip(): value.strip() for name, _, value in found}
 
 
 def current_dataset(store: Lake) -> str:
@@ -117,7 +127,7 @@ def evaluate(store: Lake, settings: Steps, champion_uri: str, artifacts: str, na
         answers[0],
         answers[1] if len(answers) > 1 else None,
         [row.source == "feedback" for row in rows],
-        labels=candidate.card.labels,
+        labels=sorted({label for model in models for label in model.card.labels} | {row.label for row in rows}),
     )
     return {
         "model": candidate.model,

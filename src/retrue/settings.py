@@ -98,6 +98,7 @@ class Steps:
     encoder: str = "minilm-l6-distilbert"
     train_backend: str = "worker"
     train_seconds: int = 86_400
+    train_settings: str = ""
     feedback_days: int = 365
     maximum_test_rows: int = 5_000
 

@@ -1,7 +1,9 @@
 """The monitor function: its events, its settings, and what it logs."""
 
 import importlib.util
+import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,7 +13,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from retrue import artifact, corpus
+from retrue import corpus
 from retrue.classifier import Classifier
 from retrue.lake import Lake
 from retrue.records import Prediction, iso, new_id
@@ -32,6 +34,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setenv("BUCKET", BUCKET)
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.setenv("MODEL_PARAMETER", PARAMETER)
+    monkeypatch.setenv("LABEL_DAYS", "2")
     spec = importlib.util.spec_from_file_location("monitor_app", ROOT / "functions" / "monitor" / "app.py")
     assert spec is not None
     assert spec.loader is not None
@@ -43,6 +46,14 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         )
         boto3.client("ssm").put_parameter(Name=PARAMETER, Value="none", Type="String")
         yield module
+
+
+@pytest.fixture
+def log(app: ModuleType) -> io.StringIO:
+    """What the function logs."""
+    stream = io.StringIO()
+    app.logger.registered_handler.setStream(stream)
+    return stream
 
 
 @pytest.fixture
@@ -72,8 +83,8 @@ def serve(model: Path) -> Classifier:
     return classifier
 
 
-def capture(classifier: Classifier, texts: list[str], now_ms: int) -> None:
-    ms = now_ms - 60_000
+def capture(classifier: Classifier, texts: list[str]) -> None:
+    ms = time.time_ns() // 1_000_000 - 60_000
     answers = [(n, classifier.score(text)) for n, text in enumerate(texts)]
     Lake(BUCKET).write_predictions(
         [
@@ -94,25 +105,17 @@ def capture(classifier: Classifier, texts: list[str], now_ms: int) -> None:
     )
 
 
-NOW = 1_795_339_800_000
-
-
-@pytest.fixture(autouse=True)
-def clock(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "time", SimpleNamespace(time=lambda: NOW / 1000))
-
-
 def test_the_schedule_before_the_first_model_gets_a_report(app: ModuleType) -> None:
     report = app.handler(SCHEDULE, CONTEXT)
     assert (report["model"], report["decision"]) == (None, "none")
-    assert artifact.NONE in "none"
+    assert Lake(BUCKET).get_json("reports/latest.json") == report
 
 
 def test_drift_puts_one_request_on_the_bus_and_a_dry_run_none(
-    app: ModuleType, sent: list[dict[str, Any]], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    app: ModuleType, sent: list[dict[str, Any]], tiny_model: Path, log: io.StringIO
 ) -> None:
     classifier = serve(tiny_model)
-    capture(classifier, [f"{n} !!! ??? {n * 31 % 97} zanzibar" for n in range(80)], NOW)
+    capture(classifier, [f"{n} !!! ??? {n * 31 % 97} zanzibar" for n in range(80)])
     dry = app.handler({"request": False}, CONTEXT)
     assert (dry["decision"], dry["requested"], sent) == ("retrain", False, [])
     report = app.handler(SCHEDULE, CONTEXT)
@@ -125,11 +128,13 @@ def test_drift_puts_one_request_on_the_bus_and_a_dry_run_none(
     assert detail["environment"] == "test"
     assert app.handler(SCHEDULE, CONTEXT)["decision"] == "wait"
     assert len(sent) == 1
-    assert "zanzibar" not in capsys.readouterr().out
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [line["report"]["decision"] for line in lines] == ["retrain", "retrain", "wait"]
+    assert "zanzibar" not in log.getvalue()
 
 
 def test_usual_texts_are_left_in_peace(app: ModuleType, sent: list[dict[str, Any]], tiny_model: Path) -> None:
     classifier = serve(tiny_model)
-    capture(classifier, [example.text for example in corpus.generate(seed=5, rows=100, domain="films")], NOW)
+    capture(classifier, [example.text for example in corpus.generate(seed=5, rows=100, domain="films")])
     report = app.handler(SCHEDULE, CONTEXT)
     assert (report["n"], report["decision"], sent) == (100, "none", [])

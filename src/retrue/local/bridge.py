@@ -67,7 +67,7 @@ class Bridge:
     def __init__(self, logs: Any, cloudwatch: Any, groups: list[str], alarms: str) -> None:
         self.logs, self.cloudwatch, self.groups, self.alarms = logs, cloudwatch, groups, alarms
         self._since: dict[str, int] = {}
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, int, str]] = set()
 
     def turn(self, now: datetime) -> list[str]:
         """Carry new metrics, evaluate every alarm, and say which ones changed."""
@@ -84,17 +84,19 @@ class Bridge:
         return changed
 
     def _carry(self, group: str, now: datetime) -> None:
-        since = self._since.get(group, int(now.timestamp() * 1000))
+        since = self._since.setdefault(group, int(now.timestamp() * 1000))
         try:
             pages = list(self.logs.get_paginator("filter_log_events").paginate(logGroupName=group, startTime=since))
         except self.logs.exceptions.ResourceNotFoundException:
             return  # the function has not run yet
         for event in (event for page in pages for event in page["events"]):
-            if event["eventId"] in self._seen:
+            # Events of the same millisecond may still come, so the last ones are read again. CloudWatch has an id for
+            # each event, the local cloud has none.
+            identity = (event["logStreamName"], event["timestamp"], event["message"])
+            if identity in self._seen:
                 continue
-            self._seen.add(event["eventId"])
-            # Events of the same millisecond may still come, so the last one is read again and known by its id.
-            self._since[group] = max(self._since.get(group, 0), event["timestamp"])
+            self._seen.add(identity)
+            self._since[group] = max(self._since[group], event["timestamp"])
             for namespace, datum in metrics(event["message"]):
                 self.cloudwatch.put_metric_data(Namespace=namespace, MetricData=[datum])
 

@@ -16,6 +16,7 @@ from retrue.local.home import ENVIRONMENT, STACK, Home
 from retrue.stack import Session, Stack
 
 PACKAGES = "retrue-local-packages"
+ACTIVITY = f"{STACK}-train"
 PARAMETER = f"/retrue/{ENVIRONMENT}/model"
 POLL = {"Delay": 1, "MaxAttempts": 180}
 
@@ -92,11 +93,26 @@ def _gateway_responses(session: Session, api: dict[str, Any], id: str) -> None:
 
 def _activity(stepfunctions: Any) -> str:
     """The ARN of the queue that workers poll, made where it is not there yet."""
-    for page in stepfunctions.get_paginator("list_activities").paginate():
-        for activity in page["activities"]:
-            if activity["name"] == f"{STACK}-train":
-                return str(activity["activityArn"])
-    return str(stepfunctions.create_activity(name=f"{STACK}-train")["activityArn"])
+    found = _activities(stepfunctions)
+    return found[0] if found else str(stepfunctions.create_activity(name=ACTIVITY)["activityArn"])
+
+
+def recover(session: Session) -> None:
+    """Undo what a restart of the local cloud breaks: it forgets the queue of an activity, and runs nothing on."""
+    client = session.client("stepfunctions")
+    for page in client.get_paginator("list_state_machines").paginate():
+        for machine in page["stateMachines"]:
+            arn = machine["stateMachineArn"]
+            for execution in client.list_executions(stateMachineArn=arn, statusFilter="RUNNING")["executions"]:
+                client.stop_execution(executionArn=execution["executionArn"], error="LocalCloudRestarted")
+    for arn in _activities(client):
+        client.delete_activity(activityArn=arn)
+        client.create_activity(name=ACTIVITY)
+
+
+def _activities(stepfunctions: Any) -> list[str]:
+    pages = stepfunctions.get_paginator("list_activities").paginate()
+    return [a["activityArn"] for page in pages for a in page["activities"] if a["name"] == ACTIVITY]
 
 
 def _exists(cloudformation: Any) -> bool:

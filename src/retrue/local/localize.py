@@ -22,7 +22,7 @@ export PYTHONPATH="$LAMBDA_TASK_ROOT"
 cd "$LAMBDA_TASK_ROOT"
 exec {python} -m awslambdaric "$_HANDLER"
 """
-ACTIVITY = "TrainActivity"
+ACTIVITY, TLS_ONLY = "TrainActivity", "BucketPolicy"
 # The local cloud checks UpdateAlias against the permission to list aliases.
 ALSO_ALLOWED = {"lambda:UpdateAlias": "lambda:ListAliases"}
 
@@ -70,6 +70,8 @@ def localize(
     """
     local: dict[str, Any] = _replace(json.loads(json.dumps(template)), {"Ref": ACTIVITY}, activity)
     del local["Resources"][ACTIVITY]
+    # It refuses whatever does not come over TLS, and the local cloud speaks plain HTTP on 127.0.0.1.
+    del local["Resources"][TLS_ONLY]
     for name, resource in local["Resources"].items():
         properties = resource.get("Properties", {})
         if resource["Type"] == "AWS::Serverless::Function":

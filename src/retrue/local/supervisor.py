@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from retrue.local import cloud
 from retrue.local.bridge import Bridge
+from retrue.local.deploy import recover
 from retrue.local.home import STACK, Home, endpoint_environ, session
 
 TURN_SECONDS = 2.0
@@ -30,6 +31,7 @@ def main(root: Path, project: Path, python: Path, port: int) -> int:
     endpoint = f"http://127.0.0.1:{port}"
     clients = session(endpoint)
     server = cloud.start(home, python, port)
+    recover(clients)
     worker: subprocess.Popen[bytes] | None = None
     bridge: Bridge | None = None
     home.write("supervisor", {"pid": os.getpid(), "endpoint_url": endpoint, "cloud_pid": server.pid})

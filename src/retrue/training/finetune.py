@@ -33,7 +33,7 @@ GROUP = 50  # so many batches are sorted by length together: little padding, and
 log = logging.getLogger(__name__)
 
 
-def silent(share: float, message: str) -> None:  # noqa: ARG001
+def silent(share: float, message: str) -> None:
     """The progress of somebody who does not look."""
 
 
@@ -81,9 +81,7 @@ class Result(Record):
     history: list[dict[str, float]]
 
 
-def finetune(
-    encoder: Path, dataset: Path, settings: Settings, out: Path, progress: Progress = silent
-) -> Result:
+def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progress: Progress = silent) -> Result:
     """Train a classifier on a prepared dataset; the epoch that is best on the validation split is kept in `out`.
 
     The same seed, data and settings give the same weights on the same device with the same number of threads.
@@ -137,7 +135,7 @@ def finetune(
                 rate = (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * rate
-                ids, mask = _padded([train_ids[i] for i in rows], model.config.pad_token_id, device)
+                ids, mask = _padded([train_ids[i] for i in rows], model.config, device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = model(input_ids=ids, attention_mask=mask).logits
                 loss = nn.functional.cross_entropy(logits.float(), train_truth[rows].to(device))
@@ -235,7 +233,7 @@ def _predict(
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            ids, mask = _padded([texts[i] for i in rows], model.config.pad_token_id, device)
+            ids, mask = _padded([texts[i] for i in rows], model.config, device)
             predicted[rows] = model(input_ids=ids, attention_mask=mask).logits.argmax(-1).cpu().numpy()
     return predicted
 
@@ -252,8 +250,12 @@ def _batches(lengths: list[int], size: int, shuffle: np.random.Generator) -> Ite
         yield batches[i]
 
 
-def _padded(texts: list[NDArray[Any]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = np.full((len(texts), max(len(text) for text in texts)), pad, dtype=np.int64)
+def _padded(
+    texts: list[NDArray[Any]], config: transformers.PreTrainedConfig, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Each new width makes the CPU's matrix library compile its kernels anew; with multiples of 8 there are few.
+    width = min(-(-max(len(text) for text in texts) // 8) * 8, config.max_position_embeddings)
+    ids = np.full((len(texts), width), config.pad_token_id, dtype=np.int64)
     mask = np.zeros_like(ids)
     for i, text in enumerate(texts):
         ids[i, : len(text)], mask[i, : len(text)] = text, 1
@@ -262,19 +264,17 @@ def _padded(texts: list[NDArray[Any]], pad: int, device: torch.device) -> tuple[
 
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch and ask for deterministic kernels, and leave both as they were found."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+    """Seed torch and ask a GPU for deterministic kernels, and leave both as they were found."""
+    before = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+        if device.type == "cuda":  # the CPU's kernels that are used here are deterministic, and the check costs time
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0])
-            torch.utils.deterministic.fill_uninitialized_memory = before[1]
+            torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""The training program with SageMaker's contract: folders in, a sealed model folder out.
+
+    input/config/hyperparameters.json   retrue.training.finetune.Settings by name; every value is a string
+    input/data/dataset/                 a prepared dataset
+    input/data/encoder/                 the encoder to start from
+    model/                              the sealed model folder
+    output/failure                      the reason, when it ends with exit code 1
+
+They lie under /opt/ml, or under RETRUE_ML_ROOT where another program plays SageMaker. Lines such as "progress 0.42
+epoch 1 of 3" on stdout say how far it is.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from retrue import settings
+from retrue.errors import RetrueError, TrainingFailed, WrongSetting
+from retrue.records import iso
+from retrue.training import export, finetune
+
+TRAINING_SHARE = 0.8  # of the progress; the rest is the export
+
+
+def read_settings(path: Path) -> finetune.Settings:
+    """The settings in a file of hyperparameters; WrongSetting names each that is unknown or wrong."""
+    given = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("sagemaker_")}
+    known = [field.name for field in dataclasses.fields(finetune.Settings)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise WrongSetting(f"unknown hyperparameters {', '.join(unknown)}: use {', '.join(known)}")
+    return settings.read(finetune.Settings, {name.upper(): value for name, value in given.items()})
+
+
+def run(root: Path) -> None:
+    """Train and export; progress goes to stdout."""
+    chosen, data = read_settings(root / "input/config/hyperparameters.json"), root / "input/data"
+    said = -1.0
+
+    def tell(share: float, message: str) -> None:
+        nonlocal said
+        if share - said >= 0.01 or share >= 1:
+            said = share
+            print(f"progress {share:.2f} {message}", flush=True)  # noqa: T201
+
+    with tempfile.TemporaryDirectory(prefix="retrue-training-") as scratch:
+        checkpoint, made = Path(scratch, "checkpoint"), Path(scratch, "model")
+        result = finetune.finetune(
+            data / "encoder",
+            data / "dataset",
+            chosen,
+            checkpoint,
+            lambda share, text: tell(TRAINING_SHARE * share, text),
+        )
+        export.export(
+            checkpoint, data / "dataset", result, made, created=iso(round(time.time() * 1000)),
+            progress=lambda share, text: tell(TRAINING_SHARE + (1 - TRAINING_SHARE) * share, text),
+        )  # fmt: skip
+        # Whoever looks at model/ finds nothing, or a whole model.
+        shutil.copytree(made, root / "model", dirs_exist_ok=True)
+
+
+def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """End on SIGTERM, which SageMaker sends two minutes before it kills."""
+    raise TrainingFailed("the training was stopped from outside (SIGTERM) before it was done")
+
+
+def main() -> None:
+    """Run under RETRUE_ML_ROOT; any error leaves its reason in output/failure and ends with exit code 1."""
+    root = Path(os.environ.get("RETRUE_ML_ROOT", "/opt/ml"))
+
+    def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        (root / "output").mkdir(exist_ok=True)
+        (root / "output/failure").write_text(
+            str(error) if isinstance(error, RetrueError) else f"{kind.__name__}: {error}"
+        )
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = fail
+    signal.signal(signal.SIGTERM, stop)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    run(root)
+
+
+if __name__ == "__main__":
+    main()

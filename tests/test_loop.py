@@ -1,0 +1,187 @@
+"""The whole circle on real reviews, through the deployed local stack over real HTTP, workflow and training included."""
+
+import csv
+import itertools
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from retrue import dataset, retraining, sources
+from retrue.dataset import Example
+from retrue.local import machine
+from retrue.records import id_ms
+from retrue.stack import Stack
+from retrue.terminal import ask, drop, follow
+
+NAMES = {"0": "negative", "1": "positive"}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def films(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Example]]:
+    """A small prepared dataset of IMDB reviews, and reviews that are in none of its splits."""
+    columns = sources.Columns(group="title_id", names=NAMES)
+    train = sources.table(real_data / "imdb_train.parquet", columns)["train"]
+    rest = sources.table(real_data / "imdb_test.parquet", sources.Columns(names=NAMES))["test"]
+    shuffle = random.Random(7)
+    shuffle.shuffle(train)
+    shuffle.shuffle(rest)
+    splits = {"train": train[:1_200], "validation": rest[:300], "test": rest[300:700]}
+    folder = dataset.write(tmp_path_factory.mktemp("films"), splits, name="films", source="IMDB, a small part")
+    return folder, rest[700:]
+
+
+@pytest.fixture(scope="module")
+def tweets(real_data: Path) -> list[Example]:
+    """Airline tweets, as many of each label."""
+    rows = pq.read_table(real_data / "drift" / "airline_tweets.parquet", columns=["text", "label"]).to_pylist()
+    random.Random(7).shuffle(rows)
+    sides = [[Example(row["text"], NAMES[str(row["label"])]) for row in rows if row["label"] == side] for side in (0, 1)]
+    return list(itertools.chain.from_iterable(zip(*sides, strict=False)))[:800]
+
+
+def test_the_circle_closes_on_real_reviews(
+    stack: Stack, films: tuple[Path, list[Example]], tweets: list[Example], tmp_path: Path
+) -> None:
+    folder, fresh = films
+    machine.use(stack, folder)
+
+    # a first model, from few rows so that there is room to become better
+    first = follow(stack, ask(stack, {"reason": "first model", "settings": {"max_rows": 300}}))
+    assert first["outcome"] == "Promoted", first
+    before = stack.status()
+    assert before["alias_version"] == first["version"]
+    assert before["model_version"] == first["model"]
+
+    # predictions over HTTP, and a label for some
+    answers: list[dict[str, Any]] = []
+    for start in range(0, 200, 20):
+        texts = [row.text for row in fresh[start : start + 20]]
+        answers += stack.http("POST", "/v1/predict", {"inputs": texts})["predictions"]
+    assert len({answer["id"] for answer in answers}) == 200
+    assert all(id_ms(answer["id"]) for answer in answers)
+    for answer, row in zip(answers[:20], fresh, strict=False):
+        assert stack.http("POST", "/v1/feedback", {"id": answer["id"], "label": row.label})["label"] == row.label
+
+    # a CSV with bad rows: nothing good is lost, and the order is kept
+    reviews = fresh[200:400]
+    job = drop(stack, _write(tmp_path / "new reviews+more.csv", reviews, bad=True), "incoming/", wait=True)
+    assert (job["state"], job["accepted"], job["rejected"]) == ("done", 200, 2), job
+    results = _read(stack, job["results"])
+    assert [row["id"] for row in results] == [f"r{k}" for k in range(200)]
+    assert {row["label"] for row in results} == {"negative", "positive"}
+    rejects = _read(stack, job["rejects"])
+    assert len(rejects) == 2
+
+    # labels for them, by the ids of the file's own column
+    told = drop(stack, _write_labels(tmp_path / "truth.csv", reviews), "labels/", wait=True)
+    assert (told["state"], told["accepted"], told["rejected"]) == ("done", 200, 0), told
+
+    # the monitor is silent on reviews like those it knows
+    quiet = stack.check(request=True)
+    assert quiet["decision"] == "none", quiet
+    assert quiet["requested"] is False
+    assert quiet["drift"]["fired"] is False
+    assert quiet["accuracy"]["n"] == 220
+    right = sum(row["label"] == review.label for row, review in zip(results, reviews, strict=True))
+    right += sum(answer["label"] == row.label for answer, row in zip(answers[:20], fresh, strict=False))
+    assert quiet["accuracy"]["value"] == pytest.approx(right / 220)
+
+    # tweets come, and their labels; the monitor fires and asks for a retraining
+    job = drop(stack, _write(tmp_path / "tweets.csv", tweets), "incoming/", wait=True)
+    assert job["accepted"] == len(tweets), job
+    told = drop(stack, _write_labels(tmp_path / "tweet-labels.csv", tweets), "labels/", wait=True)
+    assert told["accepted"] == len(tweets), told
+    assert stack.workflow.oldest_running() is None
+    loud = stack.check(request=True)
+    assert loud["drift"]["fired"] is True
+    assert loud["decision"] == "retrain", loud
+    assert loud["requested"] is True
+
+    # the workflow trains on the labelled tweets too, and the better candidate is promoted
+    second = follow(stack, _newest(stack, first["execution"]))
+    assert second["outcome"] == "Promoted", second
+    assert "drift" in second["reason"]
+    after = stack.status()
+    assert after["alias_version"] == second["version"] != before["alias_version"]
+    assert after["model_version"] == second["model"] != before["model_version"]
+    assert stack.http("GET", "/v1/health")["model"] == second["model"]
+    assert stack.release.ask(before["alias_version"], {"probe": ["a fine film"]})["model"] == first["model"]
+
+    # asked again at once, the monitor has a new reference and too little that is new
+    calm = stack.check(request=True)
+    assert calm["decision"] == "none", calm
+
+    # a candidate that learned nothing is rejected
+    settings = {"max_rows": 40, "learning_rate": 1e-7}
+    third = follow(stack, ask(stack, {"reason": "a bad idea", "settings": settings}))
+    assert third["outcome"] == "Rejected", third
+    assert third["action"] == "rejected"
+    assert stack.status()["alias_version"] == after["alias_version"]
+
+    # rollback restores the former version
+    entry = retraining.roll_back(stack.lake, stack.release, "test", _now(stack))
+    assert (entry.version, entry.model) == (before["alias_version"], before["model_version"])
+    assert stack.http("GET", "/v1/health")["model"] == first["model"]
+    assert [line.action for line in stack.lake.ledger()] == ["promoted", "promoted", "rejected", "rolled-back"]
+
+    # nobody's words are in any log
+    logs = _logs(stack)
+    assert len(logs) > 1_000
+    for row in [*fresh[:400], *tweets]:
+        assert row.text[:60] not in logs
+        assert row.text[-40:] not in logs
+
+
+def _write(path: Path, rows: list[Example], bad: bool = False) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text"])
+        for k, row in enumerate(rows):
+            writer.writerow([f"r{k}", row.text])
+            if bad and k == 50:
+                writer.writerow(["blank", "  "])
+            if bad and k == 100:
+                writer.writerow(["wide", "a good film", "one cell too many"])
+    return path
+
+
+def _write_labels(path: Path, rows: list[Example]) -> Path:
+    lines = [f"r{k},{row.label}\n" for k, row in enumerate(rows)]
+    path.write_text("id,label\n" + "".join(lines))
+    return path
+
+
+def _read(stack: Stack, uri: str) -> list[dict[str, str]]:
+    body = stack.lake.get(uri.split("/", 3)[3]).decode()
+    return list(csv.DictReader(body.splitlines(keepends=True)))
+
+
+def _newest(stack: Stack, old: str) -> str:
+    """The execution that the monitor's event began."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        newest = stack.workflow.executions()[0]["executionArn"]
+        if newest != old:
+            return str(newest)
+        time.sleep(0.2)
+    raise AssertionError("the monitor's event began no execution")
+
+
+def _now(stack: Stack) -> int:
+    from retrue.records import from_iso
+
+    return from_iso(stack.lake.ledger()[-1].time) + 1
+
+
+def _logs(stack: Stack) -> str:
+    client = stack.session.client("logs")
+    lines = []
+    for group in client.describe_log_groups()["logGroups"]:
+        for page in client.get_paginator("filter_log_events").paginate(logGroupName=group["logGroupName"]):
+            lines += [event["message"] for event in page["events"]]
+    return json.dumps(lines, ensure_ascii=False)
