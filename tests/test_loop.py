@@ -26,7 +26,7 @@ def films(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A small prepared dataset of IMDB reviews, and reviews that are in none of its splits."""
     columns = sources.Columns(group="title_id", names=NAMES)
     train = sources.table(real_data / "imdb_train.parquet", columns)["train"]
-    rest = sources.table(real_data / "imdb_test.parquet", sources.Columns(names=NAMES))["test"]
+    rest = sources.table(real_data / "imdb_test.parquet", sources.Columns(names=NAMES))["train"]
     shuffle = random.Random(7)
     shuffle.shuffle(train)
     shuffle.shuffle(rest)

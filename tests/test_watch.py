@@ -229,7 +229,7 @@ def test_the_newest_label_of_a_prediction_wins(lake: Lake, classifier: Classifie
     lake.write_labels(truths(usual[:30], wrong=30, hours_ago=5))
     lake.write_labels(truths(usual[:30], wrong=0, hours_ago=2))
     assert checked(lake, classifier)["accuracy"] == pytest.approx(
-        {"value": 1.0, "n": 30, "low": 0.884297, "high": 1.0}, abs=1e-6
+        {"value": 1.0, "n": 30, "low": 0.884297, "high": 1.0, "fired": False}, abs=1e-6
     )
 
 

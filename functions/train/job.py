@@ -10,7 +10,6 @@ They lie under /opt/ml, or under RETRUE_ML_ROOT where another program plays Sage
 epoch 1 of 3" on stdout say how far it is.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -22,27 +21,17 @@ import time
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from retrue import settings
-from retrue.errors import RetrueError, TrainingFailed, WrongSetting
+from retrue.errors import RetrueError, TrainingFailed
 from retrue.records import iso
 from retrue.training import export, finetune
 
 TRAINING_SHARE = 0.8  # of the progress; the rest is the export
 
 
-def read_settings(path: Path) -> finetune.Settings:
-    """The settings in a file of hyperparameters; WrongSetting names each that is unknown or wrong."""
-    given = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("sagemaker_")}
-    known = [field.name for field in dataclasses.fields(finetune.Settings)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise WrongSetting(f"unknown hyperparameters {', '.join(unknown)}: use {', '.join(known)}")
-    return settings.read(finetune.Settings, {name.upper(): value for name, value in given.items()})
-
-
 def run(root: Path) -> None:
     """Train and export; progress goes to stdout."""
-    chosen, data = read_settings(root / "input/config/hyperparameters.json"), root / "input/data"
+    data = root / "input/data"
+    chosen = finetune.chosen(json.loads((root / "input/config/hyperparameters.json").read_text()))
     said = -1.0
 
     def tell(share: float, message: str) -> None:
@@ -68,7 +57,7 @@ def run(root: Path) -> None:
         shutil.copytree(made, root / "model", dirs_exist_ok=True)
 
 
-def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+def stop(number: int, frame: FrameType | None) -> None:
     """End on SIGTERM, which SageMaker sends two minutes before it kills."""
     raise TrainingFailed("the training was stopped from outside (SIGTERM) before it was done")
 

@@ -25,6 +25,11 @@ class Decision:
     reasons: list[str]
 
 
+def too_low(quality: Quality, lowest: float, minimum_labels: int) -> bool:
+    """Whether labels show that accuracy is under `lowest`: even the upper end of its 95 % interval has to be."""
+    return quality.n >= minimum_labels and quality.high < lowest
+
+
 def decide(
     *,
     drift: Drift | None,
@@ -48,7 +53,7 @@ def decide(
             f"{drift.threshold:.2f} on {drift.n} rows (p = {drift.p:.2g})"
         )
     lowest = expected_accuracy - tolerated_drop
-    if quality is not None and quality.n >= minimum_labels and quality.high < lowest:
+    if quality is not None and too_low(quality, lowest, minimum_labels):
         reasons.append(
             f"accuracy on {quality.n} labels is {quality.accuracy:.3f} ({quality.low:.3f} to {quality.high:.3f}), "
             f"under the {lowest:.3f} that is tolerated"

@@ -138,18 +138,26 @@ class Lake:
         if ms is not None:
             for key in self.keys(hour_prefix(CAPTURE, ms) + stamp(ms)):
                 for line in self._lines(key):
-                    if id.encode() in line:
-                        return Prediction.from_json(line)
+                    if id.encode() in line and (found := Prediction.from_json(line)).id == id:
+                        return found
         raise NotFound("there is no prediction with this id")
 
     def newest_predictions(self, now_ms: int, hours: int) -> Iterator[list[Prediction]]:
         """Predictions of the last hours, one object at a time, newest first."""
-        for key in self._newest(CAPTURE, now_ms, hours):
-            yield [Prediction.from_json(line) for line in self._lines(key)]
+        now = datetime.fromtimestamp(now_ms / 1000, UTC)
+        for back in range(hours + 1):
+            # One hour at a time, and only as far as the reader goes.
+            hour = hour_prefix(CAPTURE, round((now - timedelta(hours=back)).timestamp() * 1000))
+            for key in reversed(list(self.keys(hour))):
+                yield [Prediction.from_json(line) for line in self._lines(key)]
 
     def newest_labels(self, now_ms: int, hours: int) -> Iterator[Label]:
-        """Labels that arrived in the last hours, newest first."""
-        for key in self._newest(FEEDBACK, now_ms, hours):
+        """Labels that arrived in the last hours, newest first.
+
+        There are few labels, and they are asked for over months: one listing of all is cheaper than one for each hour.
+        """
+        oldest = hour_prefix(FEEDBACK, now_ms - hours * 3_600_000)
+        for key in reversed(list(self.keys(FEEDBACK, after=oldest))):
             yield from reversed([Label.from_json(line) for line in self._lines(key)])
 
     # jobs, ledger
@@ -178,13 +186,6 @@ class Lake:
 
     def _lines(self, key: str) -> list[bytes]:
         return gzip.decompress(self.get(key)).splitlines()
-
-    def _newest(self, root: str, now_ms: int, hours: int) -> Iterator[str]:
-        """Keys of the last hours, newest first, listing one hour at a time and only as far as the reader goes."""
-        now = datetime.fromtimestamp(now_ms / 1000, UTC)
-        for back in range(hours + 1):
-            hour = now - timedelta(hours=back)
-            yield from reversed(list(self.keys(hour_prefix(root, round(hour.timestamp() * 1000)))))
 
     # small JSON documents
     def put_json(self, key: str, value: Any) -> None:

@@ -50,7 +50,8 @@ class Record:
     """One JSON object a line; unknown keys are left out when reading, so that newer writers do no harm."""
 
     def to_json(self) -> str:
-        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        # Not asdict, which copies every number of a projection.
+        values = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod

@@ -13,6 +13,7 @@ class Metric(StrEnum):
     """Every metric that retrue publishes; the dashboard, the alarms and the guides use these names."""
 
     ACCURACY = "Accuracy"
+    ACCURACY_FIRED = "AccuracyFired"
     F1_MACRO = "F1Macro"
     LABELLED_PREDICTIONS = "LabelledPredictions"
     DRIFT_DISTANCE = "DriftDistance"
@@ -32,6 +33,7 @@ class Metric(StrEnum):
 COUNTS = frozenset(
     {
         Metric.LABELLED_PREDICTIONS,
+        Metric.ACCURACY_FIRED,
         Metric.DRIFT_FIRED,
         Metric.WINDOW_ROWS,
         Metric.HEARTBEAT,

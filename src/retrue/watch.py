@@ -82,7 +82,8 @@ def check(
         hours_since_request=_hours((_read(lake, LAST_REQUEST) or {}).get("time"), now_ms),
         cooldown_hours=settings.cooldown_hours,
     )
-    return _report(model, expected, window, least, drifted, quality, ages, newest, decision, now_ms)
+    fired = quality is not None and health.too_low(quality, expected - settings.tolerated_drop, settings.minimum_labels)
+    return _report(model, expected, window, least, drifted, quality, fired, ages, newest, decision, now_ms)
 
 
 def measured(report: Report) -> dict[Metric, float]:
@@ -99,6 +100,7 @@ def measured(report: Report) -> dict[Metric, float]:
         values[Metric.DRIFT_FIRED] = float(found["fired"])
     if accuracy := report.get("accuracy"):
         values[Metric.ACCURACY] = accuracy["value"]
+        values[Metric.ACCURACY_FIRED] = float(accuracy["fired"])
         values[Metric.LABELLED_PREDICTIONS] = accuracy["n"]
         values[Metric.F1_MACRO] = report["f1"]["macro"]
     if ages := report.get("ages"):
@@ -151,6 +153,7 @@ def _report(
     least: int,
     drifted: Drift | None,
     quality: Quality | None,
+    fired: bool,
     ages: Ages,
     newest: dict[str, str],
     decision: Decision,
@@ -165,7 +168,13 @@ def _report(
         "drift": dataclasses.asdict(drifted) if drifted else None,
         "drift_reason": None if drifted else f"{n} rows are too few to judge: {least} are needed",
         "expected_accuracy": expected,
-        "accuracy": {"value": quality.accuracy, "low": quality.low, "high": quality.high, "n": quality.n}
+        "accuracy": {
+            "value": quality.accuracy,
+            "low": quality.low,
+            "high": quality.high,
+            "n": quality.n,
+            "fired": fired,
+        }
         if quality
         else None,
         "f1": {"macro": quality.f1_macro, "per_class": quality.f1, "n": quality.n} if quality else None,

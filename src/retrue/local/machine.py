@@ -1,6 +1,7 @@
 """Brings the local stack up: the cloud, the deployment, a base encoder, a dataset, and a first model that serves."""
 
-import subprocess
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -66,13 +67,15 @@ def _start(home: Home, project: Path, python: Path, port: int) -> None:
     home.logs.mkdir(parents=True, exist_ok=True)
     (home.root / "stack.json").unlink(missing_ok=True)
     words = [sys.executable, "-m", "retrue.local.supervisor", str(home.root), str(project), str(python), str(port)]
-    with (home.logs / "supervisor.log").open("ab") as log:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    log = (os.POSIX_SPAWN_OPEN, 1, str(home.logs / "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    quiet = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    both = (os.POSIX_SPAWN_DUP2, 1, 2)
+    pid = os.posix_spawn(sys.executable, words, os.environ, file_actions=[quiet, log, both], setsid=True)
     deadline = time.monotonic() + START_SECONDS
-    while home.supervisor() != process.pid:
-        if process.poll() is not None:
+    while home.supervisor() != pid:
+        if os.waitpid(pid, os.WNOHANG)[0]:
             raise StackError(f"the local cloud did not start; see {home.logs / 'supervisor.log'}")
         if time.monotonic() > deadline:
-            process.kill()
+            os.kill(pid, signal.SIGTERM)
             raise StackError(f"the local cloud did not answer in {START_SECONDS:.0f} s; see {home.logs}")
         time.sleep(0.1)

@@ -6,9 +6,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from retrue import dataset as datasets
+from retrue import settings as settings_of
 from retrue.errors import BadDataset, TrainingFailed, WrongSetting
 from retrue.records import Record
 from retrue.training import encoder as encoders
@@ -58,6 +59,16 @@ class Settings:
     patience: int = 2
     max_rows: int = 0
     minutes: float = 0.0
+
+
+def chosen(values: Mapping[str, str]) -> Settings:
+    """Settings from texts by name, as a training job gets them; WrongSetting names each that is unknown or wrong."""
+    own = {name: value for name, value in values.items() if not name.startswith("sagemaker_")}
+    known = [field.name for field in fields(Settings)]
+    unknown = sorted(set(own) - set(known))
+    if unknown:
+        raise WrongSetting(f"unknown training settings {', '.join(unknown)}: there are {', '.join(known)}")
+    return settings_of.read(Settings, {name.upper(): value for name, value in own.items()})
 
 
 @dataclass(frozen=True, slots=True)

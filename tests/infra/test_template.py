@@ -1,0 +1,311 @@
+"""The template, held to the code that runs in it."""
+
+import ast
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrue import settings
+from retrue.local import localize
+from retrue.telemetry import DIMENSION, NAMESPACE, Metric
+
+PROJECT = Path(__file__).resolve().parents[2]
+TEMPLATE: dict[str, Any] = localize.read(PROJECT / "template.yaml")
+RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
+SHAPES = {
+    "PredictFunction": settings.Predict,
+    "BatchFunction": settings.Batch,
+    "MonitorFunction": settings.Monitor,
+    "StepsFunction": settings.Steps,
+    "ReleaseFunction": settings.Release,
+}
+# Read by libraries rather than by retrue.settings.
+OF_LIBRARIES = {"ORT_DISABLE_TELEMETRY", "POWERTOOLS_LOG_LEVEL"}
+# Actions that IAM knows no resource for.
+WITHOUT_RESOURCE = {
+    "batch:DescribeJobs": "lists jobs by id, and IAM has no resource type for it",
+    "ecr:GetAuthorizationToken": "one token for the whole registry",
+}
+ASYNCHRONOUS = {"EventBridgeRule", "Schedule", "ScheduleV2", "S3", "SNS"}
+MADE_BY_SAM = {"ApiApiKey"}  # the key of Auth.UsagePlan
+
+
+def of_type(kind: str) -> dict[str, Any]:
+    return {name: resource["Properties"] for name, resource in RESOURCES.items() if resource["Type"] == kind}
+
+
+FUNCTIONS = of_type("AWS::Serverless::Function")
+ALARMS = of_type("AWS::CloudWatch::Alarm")
+
+
+def inside(value: Any) -> Iterator[dict[str, Any]]:
+    """Every dictionary in a value."""
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from inside(item)
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def references(value: Any) -> set[str]:
+    """The names that Ref, GetAtt and Sub mention, without pseudo parameters."""
+    found: set[str] = set()
+    for item in inside(value):
+        if isinstance(item.get("Ref"), str):
+            found.add(item["Ref"])
+        if "Fn::GetAtt" in item:
+            found.add(item["Fn::GetAtt"][0])
+        if "Fn::Sub" in item:
+            found |= {name.split(".")[0] for name in re.findall(r"\$\{([^!}]+)\}", item["Fn::Sub"])}
+    return {name for name in found if not name.startswith("AWS::")}
+
+
+def allowed(value: Any) -> list[tuple[str, list[str], list[Any]]]:
+    """Allowing statements as (sid, actions, resources)."""
+    return [
+        (item.get("Sid", ""), listed(item["Action"]), listed(item["Resource"]))
+        for item in inside(value)
+        if item.get("Effect") == "Allow" and "Resource" in item
+    ]
+
+
+def test_every_function_is_known_here() -> None:
+    assert set(FUNCTIONS) == set(SHAPES)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_variables_are_fields_of_the_settings_and_none_that_is_required_is_missing(name: str) -> None:
+    everywhere = TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    given = set(everywhere) | set(FUNCTIONS[name]["Environment"]["Variables"])
+    fields = {field.name.upper(): field.default is dataclasses.MISSING for field in dataclasses.fields(SHAPES[name])}
+    assert given - OF_LIBRARIES <= set(fields)
+    assert {field for field, required in fields.items() if required} <= given
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_fixed_values_and_defaults_of_parameters_can_be_read(name: str) -> None:
+    everywhere = TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    defaults = {key: str(value["Default"]) for key, value in TEMPLATE["Parameters"].items()}
+    environ = {
+        key: defaults.get(value["Ref"], "a name") if isinstance(value, dict) and "Ref" in value else str(value)
+        for key, value in {**everywhere, **FUNCTIONS[name]["Environment"]["Variables"]}.items()
+    }
+    assert settings.read(SHAPES[name], environ).environment == defaults["Environment"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_handler_is_a_function_of_the_app(name: str) -> None:
+    module, _, function = FUNCTIONS[name]["ImageConfig"]["Command"][0].partition(".")
+    path = PROJECT / Path(RESOURCES[name]["Metadata"]["Dockerfile"]).parent / f"{module}.py"
+    defined = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert function in defined
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_image_is_built_from_the_project_folder(name: str) -> None:
+    metadata = RESOURCES[name]["Metadata"]
+    assert metadata["DockerContext"] == "."
+    assert (PROJECT / metadata["Dockerfile"]).is_file()
+    assert FUNCTIONS[name]["PackageType"] == "Image"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_function_that_nobody_waits_for_keeps_what_failed(name: str) -> None:
+    properties = FUNCTIONS[name]
+    if ASYNCHRONOUS.isdisjoint(event["Type"] for event in properties.get("Events", {}).values()):
+        assert "EventInvokeConfig" not in properties, "nobody invokes it asynchronously"
+        return
+    failed = properties["EventInvokeConfig"]["DestinationConfig"]["OnFailure"]
+    assert failed["Type"] == "SQS"
+    queue, _ = failed["Destination"]["Fn::GetAtt"]
+    assert RESOURCES[queue]["Type"] == "AWS::SQS::Queue"
+    may_send = [resources for _, actions, resources in allowed(properties["Policies"]) if "sqs:SendMessage" in actions]
+    assert may_send == [[failed["Destination"]]]
+
+
+def test_the_batch_function_hears_of_the_folders_that_its_jobs_come_from() -> None:
+    from retrue.lake import INCOMING, LABELS
+
+    pattern = FUNCTIONS["BatchFunction"]["Events"]["Dropped"]["Properties"]["Pattern"]
+    assert {key["prefix"] for key in pattern["detail"]["object"]["key"]} == {INCOMING, LABELS}
+    notifications = RESOURCES["Bucket"]["Properties"]["NotificationConfiguration"]
+    assert notifications["EventBridgeConfiguration"]["EventBridgeEnabled"] is True
+
+
+def test_the_workflow_hears_the_event_that_the_program_sends() -> None:
+    from retrue.workflow import REQUESTED, SOURCE
+
+    pattern = RESOURCES["Retrain"]["Properties"]["Events"]["Requested"]["Properties"]["Pattern"]
+    assert (pattern["source"], pattern["detail-type"]) == ([SOURCE], [REQUESTED])
+    assert pattern["detail"] == {"environment": [{"Ref": "Environment"}]}
+
+
+@pytest.mark.parametrize("name", [name for name, alarm in ALARMS.items() if alarm["Namespace"] == NAMESPACE])
+def test_an_alarm_watches_a_metric_that_is_published(name: str) -> None:
+    alarm = ALARMS[name]
+    assert alarm["MetricName"] in {metric.value for metric in Metric}
+    assert alarm["Dimensions"] == [{"Name": DIMENSION, "Value": {"Ref": "Environment"}}]
+
+
+@pytest.mark.parametrize("name", ALARMS)
+def test_an_alarm_tells_somebody_and_says_what_it_means(name: str) -> None:
+    alarm = ALARMS[name]
+    assert alarm["AlarmActions"] == [{"Ref": "Topic"}]
+    assert len(alarm["AlarmDescription"]) > 40
+    assert "TreatMissingData" in alarm
+
+
+def test_a_missing_heartbeat_is_an_alarm() -> None:
+    alarm = ALARMS["HeartbeatAlarm"]
+    assert alarm["MetricName"] == Metric.HEARTBEAT
+    assert alarm["TreatMissingData"] == "breaching"
+    assert (alarm["ComparisonOperator"], alarm["Threshold"], alarm["Statistic"]) == ("LessThanThreshold", 1, "Sum")
+
+
+def test_no_statement_allows_everything() -> None:
+    statements = allowed(RESOURCES)
+    assert len(statements) > 20
+    assert not [item for item in inside(RESOURCES) if {"NotAction", "NotResource"} & set(item)]
+    for sid, actions, resources in statements:
+        assert not [action for action in actions if "*" in action], sid
+        if "*" in resources:
+            assert set(actions) <= set(WITHOUT_RESOURCE), sid
+
+
+def test_the_list_of_actions_without_a_resource_holds_no_more_than_is_used() -> None:
+    used = {action for _, actions, resources in allowed(RESOURCES) if "*" in resources for action in actions}
+    assert used == set(WITHOUT_RESOURCE)
+
+
+def test_only_the_release_may_touch_what_serves() -> None:
+    touching = {"lambda:UpdateAlias", "lambda:PublishVersion", "lambda:UpdateFunctionConfiguration", "ssm:PutParameter"}
+    for name, resource in RESOURCES.items():
+        found = {action for _, actions, _ in allowed(resource) for action in actions} & touching
+        assert found == (touching if name == "ReleaseFunction" else set()), name
+
+
+def test_what_a_function_may_read_and_write_are_folders_of_the_lake() -> None:
+    from retrue import lake
+
+    folders = {value for name, value in vars(lake).items() if name.isupper() and isinstance(value, str)}
+    for sid, actions, resources in allowed(RESOURCES):
+        if {"s3:GetObject", "s3:PutObject"} & set(actions):
+            for resource in resources:
+                folder = resource["Fn::Sub"].removeprefix("${Bucket.Arn}/").removesuffix("*")
+                assert folder in folders, sid
+
+
+def test_the_bucket_is_private_encrypted_and_versioned() -> None:
+    bucket = RESOURCES["Bucket"]["Properties"]
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] in {"AES256", "aws:kms"}
+    assert RESOURCES["Bucket"]["DeletionPolicy"] == RESOURCES["Bucket"]["UpdateReplacePolicy"] == "Retain"
+
+
+def test_the_bucket_refuses_connections_that_are_not_encrypted() -> None:
+    (statement,) = RESOURCES["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "s3:*")
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_every_route_asks_for_the_api_key_and_is_throttled() -> None:
+    auth = RESOURCES["Api"]["Properties"]["Auth"]
+    assert auth["ApiKeyRequired"] is True
+    assert auth["UsagePlan"]["Throttle"]["RateLimit"] > 0
+    for name, properties in FUNCTIONS.items():
+        for event in properties.get("Events", {}).values():
+            if event["Type"] == "Api":
+                assert event["Properties"]["RestApiId"] == {"Ref": "Api"}, name
+                assert "Auth" not in event["Properties"], name
+
+
+def test_the_routes_are_those_of_the_app() -> None:
+    tree = ast.parse((PROJECT / "functions/predict/app.py").read_text())
+    served = {
+        (call.func.attr, str(ast.literal_eval(call.args[0])).replace("<", "{").replace(">", "}"))
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        for call in node.decorator_list
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in {"get", "post"}
+    }
+    events = FUNCTIONS["PredictFunction"]["Events"].values()
+    assert {(event["Properties"]["Method"], event["Properties"]["Path"]) for event in events} == served
+
+
+def test_the_api_waits_as_long_as_the_function_may_take() -> None:
+    assert FUNCTIONS["PredictFunction"]["Timeout"] <= 29  # the most that API Gateway waits
+
+
+@pytest.mark.parametrize("name", TEMPLATE["Parameters"])
+def test_a_parameter_says_what_it_is_for_and_is_used(name: str) -> None:
+    parameter = TEMPLATE["Parameters"][name]
+    assert len(parameter["Description"]) > 20
+    assert "Default" in parameter
+    assert name in references([RESOURCES, TEMPLATE["Conditions"], TEMPLATE["Globals"]])
+
+
+def test_every_name_that_is_referred_to_exists() -> None:
+    known = set(TEMPLATE["Parameters"]) | set(RESOURCES) | MADE_BY_SAM
+    # What ${…} means in the gateway's own templates and in the workflow is not CloudFormation's.
+    assert references([RESOURCES, TEMPLATE["Outputs"], TEMPLATE["Globals"]]) <= known
+
+
+def test_every_condition_is_used_and_exists() -> None:
+    used = {item["Condition"] for item in RESOURCES.values() if "Condition" in item}
+    used |= {item["Fn::If"][0] for item in inside(RESOURCES) if "Fn::If" in item}
+    assert used == set(TEMPLATE["Conditions"])
+
+
+def test_the_outputs_are_those_that_the_program_reads() -> None:
+    read: set[str] = set()
+    for path in (PROJECT / "src/retrue").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.value, ast.Attribute)
+                and node.value.attr == "outputs"
+                and isinstance(node.slice, ast.Constant)
+            ):
+                read.add(str(node.slice.value))
+    assert {"BucketName", "ApiUrl", "ActivityArn"} <= read
+    assert read <= set(TEMPLATE["Outputs"])
+
+
+@pytest.mark.parametrize("name", TEMPLATE["Outputs"])
+def test_an_output_says_what_it_is(name: str) -> None:
+    assert len(TEMPLATE["Outputs"][name]["Description"]) > 10
+
+
+CONFIG = tomllib.loads((PROJECT / "samconfig.toml").read_text())
+ENVIRONMENTS = {name: table["deploy"]["parameters"] for name, table in CONFIG.items() if name != "version"}
+
+
+def overrides(name: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in ENVIRONMENTS[name]["parameter_overrides"].split())
+
+
+def test_production_keeps_no_text_and_asks_before_it_deploys() -> None:
+    assert overrides("prod")["KeepText"] == "false"
+    assert ENVIRONMENTS["prod"]["confirm_changeset"] is True
+    assert TEMPLATE["Parameters"]["KeepText"]["Default"] == "false"
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_deployment_names_parameters_of_the_template_and_a_pointer_of_its_own(name: str) -> None:
+    given = overrides(name)
+    assert set(given) <= set(TEMPLATE["Parameters"])
+    assert re.fullmatch(TEMPLATE["Parameters"]["Environment"]["AllowedPattern"], given["Environment"])
+    pointer = FUNCTIONS["BatchFunction"]["Environment"]["Variables"]["MODEL_PARAMETER"]["Fn::Sub"]
+    assert given["ServingModel"] == pointer.replace("${Environment}", given["Environment"])
+    assert ENVIRONMENTS[name]["stack_name"] == f"retrue-{given['Environment']}"

@@ -1,0 +1,230 @@
+"""The workflow's definition, held to the functions that it calls, the template around it and the services it asks."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from botocore.validate import validate_parameters
+from moto import mock_aws
+
+from retrue import dataset, lake, retraining, worker
+from retrue.dataset import Example
+from retrue.lake import Lake
+from retrue.local import localize
+from retrue.settings import Steps
+
+PROJECT = Path(__file__).resolve().parents[2]
+SOURCE = (PROJECT / "infra/retrain.asl.yaml").read_text()
+WORKFLOW: dict[str, Any] = yaml.safe_load(SOURCE)
+STATES: dict[str, Any] = WORKFLOW["States"]
+TEMPLATE: dict[str, Any] = localize.read(PROJECT / "template.yaml")
+TASKS = {name: state for name, state in STATES.items() if state["Type"] == "Task"}
+AFTER_A_FAILURE = {"RecordFailure", "Notify"}
+HANDLERS = {"${StepsFunction}": "steps", "${ReleaseFunction}": "release"}
+CALLS = {name: task for name, task in TASKS.items() if task["Resource"] == "arn:aws:states:::lambda:invoke"}
+TRAINING = {name: task for name, task in TASKS.items() if name.startswith("TrainOn")}
+
+
+def next_states(state: dict[str, Any]) -> Iterator[str]:
+    for item in [state, *state.get("Choices", ()), *state.get("Catch", ())]:
+        if "Next" in item:
+            yield item["Next"]
+    if "Default" in state:
+        yield state["Default"]
+
+
+def cases() -> dict[tuple[str, str], set[str]]:
+    """The keys of the event that each step reads, by handler and step, from the match statements of the app."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for function in ast.parse((PROJECT / "functions/train/app.py").read_text()).body:
+        for match in (node for node in ast.walk(function) if isinstance(node, ast.Match)):
+            for case in match.cases:
+                if isinstance(function, ast.FunctionDef) and isinstance(case.pattern, ast.MatchValue):
+                    step = ast.literal_eval(case.pattern.value)
+                    found[function.name, step] = {
+                        ast.literal_eval(node.slice)
+                        for line in case.body
+                        for node in ast.walk(line)
+                        if isinstance(node, ast.Subscript)
+                        and isinstance(node.value, ast.Name)
+                        and node.value.id == "event"
+                    }
+    return found
+
+
+def given(task: dict[str, Any]) -> tuple[tuple[str, str], set[str]]:
+    """Handler and step of a call, and the keys of its payload."""
+    payload = task["Parameters"]["Payload"]
+    called = HANDLERS[task["Parameters"]["FunctionName"]], payload["step"]
+    return called, {key.removesuffix(".$") for key in payload}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The training job that a real snapshot makes."""
+    root = tmp_path_factory.mktemp("datasets")
+    texts = {label: [f"{label} film number {n}, watched to its end" for n in range(40)] for label in ("bad", "good")}
+    rows = [Example(text, label) for label, group in texts.items() for text in group]
+    folder = dataset.write(root, {"train": rows}, name="small", source="made for a test")
+    with mock_aws():
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="lake")
+        store = Lake("lake", client)
+        store.upload_folder(folder, f"{lake.DATASETS}{folder.name}/")
+        store.put(lake.CURRENT_DATASET, folder.name.encode())
+        settings = Steps("lake", "dev", "/retrue/dev/model", "arn:machine")
+        run = retraining.begin("arn:execution", None, {})["run"]
+        found: dict[str, Any] = retraining.snapshot(store, settings, run, {"settings": {"epochs": 2}}, 0)["job"]
+    return found
+
+
+def resolved(value: Any, job: dict[str, Any], key: str = "") -> Any:
+    """Parameters of a task as the service gets them: paths filled from a job, substitutions with a stand-in."""
+    if isinstance(value, dict):
+        return {name.removesuffix(".$"): resolved(item, job, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [resolved(item, job) for item in value]
+    if key.endswith(".$"):
+        if value == "$.run":
+            return job["TrainingJobName"]
+        if value == "States.JsonToString($.data.job)":
+            return json.dumps(job)
+        return job[value.removeprefix("$.data.job.")]
+    return "a-stand-in-of-more-than-twenty-letters" if isinstance(value, str) and value.startswith("${") else value
+
+
+def camel(value: Any) -> Any:
+    """Step Functions writes PascalCase where the API of Batch writes camelCase."""
+    if isinstance(value, dict):
+        return {key[0].lower() + key[1:]: camel(item) for key, item in value.items()}
+    return [camel(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_has_a_time_limit_and_its_errors_are_recorded(name: str) -> None:
+    task = TASKS[name]
+    assert task["TimeoutSeconds"] > 0
+    if name not in AFTER_A_FAILURE:
+        (catch,) = task["Catch"]
+        assert catch == {"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "RecordFailure"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_is_tried_again_when_lambda_itself_has_trouble(name: str) -> None:
+    (retry,) = CALLS[name]["Retry"]
+    assert "Lambda.TooManyRequestsException" in retry["ErrorEquals"]
+    assert "States.ALL" not in retry["ErrorEquals"]
+    assert retry["MaxAttempts"] > 1
+    assert retry["JitterStrategy"] == "FULL"
+
+
+def test_every_next_state_exists_and_every_state_is_reached() -> None:
+    reached: set[str] = set()
+    waiting = [WORKFLOW["StartAt"]]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += next_states(STATES[name])
+    assert reached == set(STATES)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_goes_on_or_ends(name: str) -> None:
+    state = STATES[name]
+    ends = state["Type"] in {"Succeed", "Fail"} or state.get("End") is True
+    assert ends != bool(list(next_states(state)))
+
+
+def test_a_failure_is_told_and_ends_as_one() -> None:
+    assert [STATES["RecordFailure"]["Next"], STATES["Notify"]["Next"]] == ["Notify", "Failed"]
+    assert STATES["Failed"]["Type"] == "Fail"
+
+
+def test_the_steps_that_are_called_are_those_that_are_handled() -> None:
+    called = [given(task)[0] for task in CALLS.values()]
+    assert len(called) == len(set(called))
+    assert set(called) == set(cases())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_step_gets_every_key_that_it_reads(name: str) -> None:
+    called, payload = given(CALLS[name])
+    assert cases()[called] <= payload
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_workflow_waits_no_longer_than_the_function_may_take(name: str) -> None:
+    function = CALLS[name]["Parameters"]["FunctionName"].strip("${}")
+    assert CALLS[name]["TimeoutSeconds"] <= TEMPLATE["Resources"][function]["Properties"]["Timeout"]
+
+
+def test_every_substitution_is_given_and_none_is_unused() -> None:
+    substitutions = TEMPLATE["Resources"]["Retrain"]["Properties"]["DefinitionSubstitutions"]
+    assert set(re.findall(r"\$\{(\w+)\}", SOURCE)) == set(substitutions)
+
+
+def test_a_training_has_the_longest_time_that_the_template_allows() -> None:
+    longest = TEMPLATE["Parameters"]["TrainSeconds"]["MaxValue"]
+    assert TRAINING
+    assert all(task["TimeoutSeconds"] > longest for task in TRAINING.values())
+
+
+def test_a_worker_beats_several_times_before_it_counts_as_dead() -> None:
+    assert STATES["TrainOnWorker"]["HeartbeatSeconds"] >= 3 * worker.HEARTBEAT_SECONDS
+
+
+def test_every_backend_of_the_template_has_its_state() -> None:
+    chosen = {choice["StringEquals"]: choice["Next"] for choice in STATES["Backend"]["Choices"]}
+    others = set(TEMPLATE["Parameters"]["TrainBackend"]["AllowedValues"]) - set(chosen)
+    assert others == {"worker"}
+    assert STATES["Backend"]["Default"] == "TrainOnWorker"
+    assert {*chosen.values(), "TrainOnWorker"} == set(TRAINING)
+
+
+def test_sagemaker_gets_every_key_of_the_job_that_a_snapshot_makes(job: dict[str, Any]) -> None:
+    passed = STATES["TrainOnSageMaker"]["Parameters"]
+    paths = {key.removesuffix(".$"): value for key, value in passed.items() if key.endswith(".$")}
+    assert paths == {key: f"$.data.job.{key}" for key in job}
+
+
+def test_sagemaker_takes_the_request(job: dict[str, Any]) -> None:
+    request = resolved(STATES["TrainOnSageMaker"]["Parameters"], job)
+    shape = boto3.client("sagemaker", region_name="us-east-1").meta.service_model.operation_model("CreateTrainingJob")
+    validate_parameters(request, shape.input_shape)
+    assert all(isinstance(value, str) for value in request["HyperParameters"].values())
+    assert re.fullmatch("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", request["TrainingJobName"])
+
+
+def test_batch_takes_the_request_and_hands_the_job_on(job: dict[str, Any]) -> None:
+    request = camel(resolved(STATES["TrainOnBatch"]["Parameters"], job))
+    shape = boto3.client("batch", region_name="us-east-1").meta.service_model.operation_model("SubmitJob")
+    validate_parameters(request, shape.input_shape)
+    (variable,) = request["containerOverrides"]["environment"]
+    assert json.loads(variable["value"]) == job
+
+
+def test_a_worker_finds_every_key_that_it_reads_in_the_job(job: dict[str, Any]) -> None:
+    tree = ast.parse((PROJECT / "src/retrue/worker.py").read_text())
+    read = {
+        ast.literal_eval(node.slice)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"request", "task.request"}
+    }
+    assert {"HyperParameters", "InputDataConfig"} <= read
+    assert read <= set(job)
+
+
+def test_the_model_of_a_batch_job_is_looked_for_where_it_is_written(job: dict[str, Any]) -> None:
+    written = f"{job['OutputDataConfig']['S3OutputPath']}{job['TrainingJobName']}/output/model.tar.gz"
+    template = STATES["BatchArtifacts"]["Parameters"]["artifacts.$"]
+    form, *paths = re.fullmatch(r"States\.Format\('(.*)', (\S+), (\S+)\)", template).groups()  # type: ignore[union-attr]
+    values = [job[path.split(".")[3]] for path in paths]
+    values[0] = values[0]["S3OutputPath"]
+    assert form.format(*values) == written == f"s3://lake/{lake.RUNS}{job['TrainingJobName']}/output/model.tar.gz"
