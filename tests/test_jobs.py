@@ -14,7 +14,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from retrue import corpus, jobs
+from retrue import corpus, jobs, labelling, scoring
 from retrue.classifier import Classifier
 from retrue.lake import CAPTURE, FEEDBACK, Lake
 from retrue.records import Job, Label, Prediction, id_ms, iso, new_id
@@ -72,7 +72,7 @@ def drop(
 ) -> Job:
     lake.put(key, body, "text/csv")
     job = jobs.start(lake, "predict", key, "identity", ms, classifier.model)
-    return jobs.run_predict(lake, classifier, job, settings, ticking(), remaining)
+    return scoring.score_file(lake, classifier, job, settings, ticking(), remaining)
 
 
 def drop_labels(
@@ -85,7 +85,7 @@ def drop_labels(
 ) -> Job:
     lake.put(key, body, "text/csv")
     job = jobs.start(lake, "label", key, identity, ms)
-    return jobs.run_labels(lake, job, SETTINGS, ticking(), remaining)
+    return labelling.label_file(lake, job, SETTINGS, ticking(), remaining)
 
 
 def table(lake: Lake, job: Job, name: str) -> list[list[str]]:
@@ -244,7 +244,7 @@ class CrashingError(Exception):
 def test_a_crash_in_the_middle_and_another_run_give_one_record_a_row(
     lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "CHUNK", 4)
+    monkeypatch.setattr(scoring, "CHUNK", 4)
     body = csv_file([["text"], *[[text] for text in TEXTS]])
     score, calls = Classifier.score, itertools.count(1)
 
@@ -321,7 +321,7 @@ def test_a_file_that_was_removed_before_it_was_read_fails_and_raises_nothing(
     lake: Lake, classifier: Classifier
 ) -> None:
     job = jobs.start(lake, "predict", "incoming/gone.csv", "identity", MS, classifier.model)
-    job = jobs.run_predict(lake, classifier, job, SETTINGS, ticking(), plenty)
+    job = scoring.score_file(lake, classifier, job, SETTINGS, ticking(), plenty)
     assert (job.state, job.error) == ("failed", f"there is no s3://{BUCKET}/incoming/gone.csv")
 
 
@@ -353,7 +353,7 @@ def test_progress_is_written_every_few_seconds(
     monkeypatch.setattr(lake, "write_job", written.append)
     lake.put("incoming/a.csv", csv_file([["text"], *[[text] for text in TEXTS]]))
     job = jobs.start(lake, "predict", "incoming/a.csv", "identity", MS, classifier.model)
-    jobs.run_predict(lake, classifier, job, SETTINGS, ticking(1.0), plenty)
+    scoring.score_file(lake, classifier, job, SETTINGS, ticking(1.0), plenty)
     assert [(job.state, job.rows) for job in written][:2] == [("running", 0), ("running", 5)]
     assert len(written) < 8
     assert (written[-1].state, written[-1].rows) == ("done", 12)
@@ -431,7 +431,7 @@ def test_ids_of_a_file_may_look_like_ids_of_predictions(lake: Lake, classifier: 
 def test_the_objects_of_the_lake_are_read_once_however_the_rows_are_shuffled(
     lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "CHUNK", 4)
+    monkeypatch.setattr(scoring, "CHUNK", 4)
     drop(lake, classifier, csv_file([["text"], *[[text] for text in TEXTS]]))
     ids = [record.id for record in captured(lake)]
     shuffled = ids[::3] + ids[1::3] + ids[2::3]
@@ -455,7 +455,7 @@ def test_the_objects_of_the_lake_are_read_once_however_the_rows_are_shuffled(
 def test_labels_delivered_again_or_after_a_crash_are_written_once(
     lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "CHUNK", 4)
+    monkeypatch.setattr(scoring, "CHUNK", 4)
     drop(lake, classifier, csv_file([["text"], *[[text] for text in TEXTS]]))
     body = csv_file([["id", "label"], *[[record.id, "negative"] for record in captured(lake)]])
     write, calls = lake.write_labels, itertools.count(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from retrue import answers, artifact, jobs, settings
+from retrue import answers, artifact, jobs, labelling, scoring, settings
 from retrue.classifier import Classifier
 from retrue.errors import ModelRefused, NoModel
 from retrue.lake import MODELS, Lake
@@ -55,7 +55,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         return float(context.get_remaining_time_in_millis()) / 1000
 
     if kind == "label":
-        job = jobs.run_labels(lake, job, read, time.time, remaining)
+        job = labelling.label_file(lake, job, read, time.time, remaining)
     else:
         try:
             # A job that was begun before goes on with the model it began with.
@@ -63,7 +63,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         except (NoModel, ModelRefused) as error:
             jobs.fail(lake, job, str(error))
             raise  # Lambda tries again, and then keeps the event in the dead letters
-        job = jobs.run_predict(lake, found, job, read, time.time, remaining)
+        job = scoring.score_file(lake, found, job, read, time.time, remaining)
     logger.info("job ended", extra={"job": facts(job)})
     publish(read.environment, {Metric.JOB_ROWS: job.rows, Metric.JOB_REJECTED: job.rejected}, round(time.time() * 1000))
     return facts(job)

@@ -132,14 +132,17 @@ class Lake:
     def write_labels(self, labels: list[Label]) -> str:
         return self._write_records(FEEDBACK, from_iso(labels[0].time), labels[0].id, labels)
 
+    def predictions_at(self, ms: int) -> list[Prediction]:
+        """Every prediction whose id holds this time."""
+        keys = self.keys(hour_prefix(CAPTURE, ms) + stamp(ms))
+        return [Prediction.from_json(line) for key in keys for line in self._lines(key)]
+
     def find_prediction(self, id: str) -> Prediction:
         """The prediction with this id; NotFound where there is none."""
         ms = id_ms(id)
-        if ms is not None:
-            for key in self.keys(hour_prefix(CAPTURE, ms) + stamp(ms)):
-                for line in self._lines(key):
-                    if id.encode() in line and (found := Prediction.from_json(line)).id == id:
-                        return found
+        for found in [] if ms is None else self.predictions_at(ms):
+            if found.id == id:
+                return found
         raise NotFound("there is no prediction with this id")
 
     def newest_predictions(self, now_ms: int, hours: int) -> Iterator[list[Prediction]]:

@@ -1,6 +1,8 @@
-"""The model registry: each candidate, promoted or not, as a run and a model version in MLflow. Only here is mlflow known."""
+"""The model registry: each candidate, promoted or not, as a run and a model version in MLflow."""
 
 import os
+import re
+import warnings
 from typing import Any
 
 from retrue.artifact import Card
@@ -9,9 +11,10 @@ NAME = "retrue"
 
 
 def register(tracking_uri: str, environment: str, model: str, uri: str, card: Card, verdict: dict[str, Any]) -> str:
-    """Write a run with the card's settings and metrics and a model version that points to the folder; the version's URI.
+    """Write a run with the card's settings and metrics, and a model version that points to the folder; its URI.
 
-    The model folder stays where it is; without a tracking URI nothing is written and the text is empty. Rejected candidates are registered too, with the reason.
+    The model folder stays where it is. Rejected candidates are registered too, with the reason. Without a tracking URI
+    nothing is written, and the answer is empty.
     """
     if not tracking_uri:
         return ""
@@ -24,7 +27,7 @@ def register(tracking_uri: str, environment: str, model: str, uri: str, card: Ca
     for name, value in card.settings.items():
         client.log_param(run.info.run_id, name, value)
     for name, value in flat(card.metrics).items():
-        client.log_metric(run.info.run_id, name, value)
+        client.log_metric(run.info.run_id, _allowed(name), value)
     client.set_terminated(run.info.run_id)
 
     name = f"{NAME}-{environment}"
@@ -56,7 +59,15 @@ def _client(tracking_uri: str) -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    with warnings.catch_warnings():
+        # MLflow's tables use a way to load that SQLAlchemy 2.1 has deprecated.
+        warnings.filterwarnings("ignore", "The ``noload`` loader strategy is deprecated", DeprecationWarning)
+        return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def _allowed(name: str) -> str:
+    """The name of a metric without what MLflow refuses: labels are in it, and they may hold anything."""
+    return re.sub(r"[^\w.\- :]", lambda found: f"_{ord(found[0]):x}", name)[:250]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from retrue.artifact import NONE
 from retrue.errors import ReleaseRefused
@@ -58,7 +58,7 @@ class Release:
         self.client.update_alias(FunctionName=self.function, Name=self.alias, FunctionVersion=version)
         try:
             self.ssm.put_parameter(Name=self.parameter, Value=model_uri, Type="String", Overwrite=True)
-        except ClientError:
+        except (ClientError, BotoCoreError):
             self.client.update_alias(FunctionName=self.function, Name=self.alias, FunctionVersion=before)
             raise
         return before

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -37,14 +38,18 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
         manifest = dataset.read_manifest(root / base)
         found = {split: dataset.read(root / base, split) for split in dataset.SPLITS}
         feedback = labelled(store, manifest.labels, now_ms, settings.feedback_days)
+        known = {row.text: split for split, rows in found.items() for row in rows}
+        told: dict[str, list[Example]] = {split: [] for split in found}
         for example in feedback:
-            # In front, since of equal texts the first stays: what a person said later counts.
-            found["test" if is_test(example.id or example.text) else "train"].insert(0, example)
+            # A text of the base set stays in its split: the champion must not be judged on what it was trained on.
+            told[known.get(example.text) or ("test" if is_test(example.text) else "train")].append(example)
         name = base
         if feedback:
             source = f"dataset {base} and {len(feedback)} labelled texts from production"
+            # In front, since of equal texts the first stays: what a person said last counts.
+            merged = {split: told[split] + found[split] for split in found}
             path = dataset.write(
-                root / "merged", found, name=manifest.name, source=source,
+                root / "merged", merged, name=manifest.name, source=source,
                 synthetic=manifest.synthetic, notice=manifest.notice,
             )  # fmt: skip
             name = path.name
@@ -103,9 +108,9 @@ def labelled(store: Lake, labels: Sequence[str], now_ms: int, days: int) -> list
     return examples
 
 
-def is_test(id: str) -> bool:
-    """Whether a labelled text belongs to the rows that only judge: a fixed quarter, by the hash of its id."""
-    return int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) < TEST_SHARE * 16**8
+def is_test(text: str) -> bool:
+    """Whether a labelled text belongs to the rows that only judge: a fixed quarter, by its own hash."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < TEST_SHARE * 16**8
 
 
 def evaluate(store: Lake, settings: Steps, champion_uri: str, artifacts: str, name: str) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def unpack(store: Lake, artifacts: str, root: Path) -> Classifier:
 
 
 def sample(rows: list[Example], most: int) -> list[Example]:
-    """All feedback rows and the base rows with the smallest hashes, at most `most` of each: the same rows every time."""
+    """Base and feedback rows, at most `most` of each, by the smallest hashes: the same rows every time."""
 
     def digest(row: Example) -> str:
         return hashlib.sha256(row.text.encode()).hexdigest()
@@ -177,11 +182,13 @@ def validate(store: Lake, release: Release, model: str, version: str) -> dict[st
     answer = release.ask(version, {"probe": [item["text"] for item in golden]})
     if answer["model"] != model:
         raise ReleaseRefused(f"version {version} serves model {answer['model']} where {model} was expected")
-    worst = max(
+    differences = (
         abs(scores[label] - item["scores"][label])
         for item, scores in zip(golden, answer["scores"], strict=True)
         for label in item["scores"]
     )
+    # A NaN is above no limit, so it would pass.
+    worst = max(math.inf if math.isnan(difference) else difference for difference in differences)
     if worst > TOLERANCE:
         raise ReleaseRefused(f"version {version} differs from its model's golden scores by {worst:.4f}")
     return {"worst": worst}
@@ -253,6 +260,8 @@ def roll_back(store: Lake, release: Release, reason: str, now_ms: int, version: 
     if version == live:
         raise StackError(f"version {version} serves already")
     uri = release.model_of(version)
+    if uri == NONE:
+        raise StackError(f"version {version} carries no model: `retrue ledger` lists those that do")
     release.move(version, uri)
     entry = LedgerEntry(
         time=iso(now_ms),
@@ -268,12 +277,24 @@ def roll_back(store: Lake, release: Release, reason: str, now_ms: int, version: 
 
 
 def _before(entries: list[LedgerEntry], live: str) -> str:
-    for entry in reversed(entries):
-        if entry.action in ("promoted", "rolled-back") and entry.version == live:
-            if entry.previous_version and entry.previous_model:
-                return entry.previous_version
-            break
-    raise StackError("the ledger knows no version with a model that served before this one")
+    """The version that served before the live one, leaving out those that were rolled away from since."""
+    path: list[str] = []
+    for entry in entries:
+        if entry.version is None:
+            continue  # nothing moved
+        before = entry.previous_version
+        path = _below(path, before)
+        if entry.action == "promoted" and before and entry.previous_model:
+            path.append(before)
+        path = [*_below(path, entry.version), entry.version]
+    path = _below(path, live)
+    if not path:
+        raise StackError("the ledger knows no version with a model that served before this one")
+    return path[-1]
+
+
+def _below(path: list[str], version: str | None) -> list[str]:
+    return path[: path.index(version)] if version in path else path[:]
 
 
 def _model(uri: str) -> str | None:

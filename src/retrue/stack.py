@@ -130,8 +130,8 @@ class Stack:
         except urllib.error.HTTPError as error:
             problem = _problem(error)
             raise (BadInput if 400 <= error.code < 500 else StackError)(problem) from None
-        except urllib.error.URLError as error:
-            raise StackError(f"the API cannot be reached: {error.reason}") from None
+        except OSError as error:  # URLError before the request is sent, others while the answer is awaited
+            raise StackError(f"the API cannot be reached: {getattr(error, 'reason', error)}") from None
 
 
 def _problem(error: urllib.error.HTTPError) -> str:

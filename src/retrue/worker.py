@@ -15,17 +15,21 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from retrue import lake
-from retrue.errors import TrainingFailed
+from retrue.errors import RetrueError, TrainingFailed
 from retrue.lake import Lake
 from retrue.workflow import Activity
 
 HEARTBEAT_SECONDS = 20.0
 TERM_SECONDS = 120  # what SageMaker gives a job between SIGTERM and SIGKILL
+POLL_SECONDS = 0.2
+LAST_SECONDS = 5.0  # for the last lines of a program that has ended
 
 PROGRESS = re.compile(r"progress (\d(?:\.\d+)?) (.*)")
 PROGRESS_SECONDS = 1.0
@@ -41,8 +45,9 @@ def run(
 ) -> dict[str, Any]:
     """Run one training job to its end and upload its model; TrainingFailed with the program's own reason.
 
-    `alive` is asked every HEARTBEAT_SECONDS and ends the job when it answers False; `tell` gets each line printed.
-    Lines such as "progress 0.42 epoch 1" are also kept at runs/<job>/progress.json, for whoever waits elsewhere.
+    `alive` is asked every HEARTBEAT_SECONDS, also while files travel, from a thread of its own; the job ends when it
+    answers False. `tell` gets each line printed. Lines such as "progress 0.42 epoch 1" are also kept at
+    runs/<job>/progress.json, for whoever waits elsewhere.
     """
     told = 0.0
 
@@ -52,32 +57,33 @@ def run(
         match = PROGRESS.match(line)
         if match and (time.monotonic() - told > PROGRESS_SECONDS or match[1].startswith("1")):
             told = time.monotonic()
-            store.put_json(progress_key(request["TrainingJobName"]), {"share": float(match[1]), "message": match[2]})
+            store.put_json(progress_key(job), {"share": float(match[1]), "message": match[2]})
 
-    with tempfile.TemporaryDirectory(prefix="retrue-job-") as folder:
+    job = request["TrainingJobName"]
+    channels = {
+        channel["ChannelName"]: _key(store, channel["DataSource"]["S3DataSource"]["S3Uri"])
+        for channel in request["InputDataConfig"]
+    }
+    key = f"{_key(store, request['OutputDataConfig']['S3OutputPath'])}{job}/output/model.tar.gz"
+    with tempfile.TemporaryDirectory(prefix="retrue-job-") as folder, _beating(alive) as beat:
         root = Path(folder)
         config = root / "input" / "config"
         config.mkdir(parents=True)
         (config / "hyperparameters.json").write_text(json.dumps(request["HyperParameters"]))
-        for channel in request["InputDataConfig"]:
-            _, prefix = lake.split_uri(channel["DataSource"]["S3DataSource"]["S3Uri"])
-            store.download_folder(prefix, root / "input" / "data" / channel["ChannelName"])
+        for name, prefix in channels.items():
+            store.download_folder(prefix, root / "input" / "data" / name)
         for name in ("model", "output"):
             (root / name).mkdir()
         seconds = request["StoppingCondition"]["MaxRuntimeInSeconds"]
-        _supervise(program, root, time.monotonic() + seconds, alive, note)
+        _supervise(program, root, time.monotonic() + seconds, beat, note)
 
-        bucket, prefix = lake.split_uri(request["OutputDataConfig"]["S3OutputPath"])
-        if bucket != store.bucket:
-            raise TrainingFailed(f"this worker writes to {store.bucket} only, and was asked to write to {bucket}")
-        key = f"{prefix}{request['TrainingJobName']}/output/model.tar.gz"
         # The graph hardly shrinks, so the archive is packed for speed.
         with tarfile.open(root / "model.tar.gz", "w:gz", compresslevel=1) as archive:
             for path in sorted((root / "model").iterdir()):
                 archive.add(path, path.name)
         store.upload(root / "model.tar.gz", key)
     return {
-        "TrainingJobName": request["TrainingJobName"],
+        "TrainingJobName": job,
         "TrainingJobStatus": "Completed",
         "ModelArtifacts": {"S3ModelArtifacts": store.uri(key)},
     }
@@ -92,56 +98,78 @@ def serve(store: Lake, activity: Activity, program: Path, name: str, tell: Calla
             tell(f"{job}: taken")
             try:
                 answer = run(store, task.request, program, lambda task=task: activity.heartbeat(task), tell)  # type: ignore[misc]
-            except TrainingFailed as error:
+            except RetrueError as error:
                 tell(f"{job}: failed: {error}")
-                activity.fail(task, "TrainingFailed", str(error))
+                heard = activity.fail(task, type(error).__name__, str(error))
             else:
                 tell(f"{job}: done")
-                activity.succeed(task, answer)
+                heard = activity.succeed(task, answer)
+            if not heard:
+                tell(f"{job}: nobody waits for its answer any more")
         if once:
             return
 
 
-def _supervise(
-    program: Path, root: Path, deadline: float, alive: Callable[[], bool], tell: Callable[[str], None]
-) -> None:
-    """Run the program, pass on its lines, keep the heart beating, and end it when nobody waits or time is up."""
+def _key(store: Lake, uri: str) -> str:
+    bucket, key = lake.split_uri(uri)
+    if bucket != store.bucket:
+        raise TrainingFailed(f"this worker reads and writes {store.bucket} only, and was asked to use {bucket}")
+    return key
+
+
+@contextmanager
+def _beating(alive: Callable[[], bool]) -> Iterator[Future[None]]:
+    """Ask `alive` all through the block; the future is done once it answered False, or could not be asked."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS) and alive():
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(beat)
+        finally:
+            over.set()
+
+
+def _supervise(program: Path, root: Path, deadline: float, beat: Future[None], tell: Callable[[str], None]) -> None:
+    """Run the program, pass on its lines, and end it when nobody waits or time is up."""
     environ = {**os.environ, "RETRUE_ML_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, str(program)], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     last: deque[str] = deque(maxlen=40)
-    ended = threading.Event()
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
         assert process.stdout is not None  # noqa: S101 - Popen was given a pipe
-        for raw in process.stdout:
-            lines.put(raw.decode(errors="replace").rstrip())
-        ended.set()
+        with process.stdout as printed:
+            for raw in printed:
+                lines.put(raw.decode(errors="replace").rstrip())
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     stopped = ""
-    beat = time.monotonic() + HEARTBEAT_SECONDS
+    running = True
     try:
-        while not (ended.is_set() and lines.empty()):
-            try:
-                line = lines.get(timeout=1.0)
+        while running or not lines.empty():
+            with suppress(queue.Empty):
+                line = lines.get(timeout=POLL_SECONDS)
                 last.append(line)
                 tell(line)
-            except queue.Empty:
-                pass
-            now = time.monotonic()
-            if not stopped and now >= deadline:
-                stopped = "the job reached its time limit (MaxRuntimeInSeconds)"
-            elif not stopped and now >= beat:
-                beat = now + HEARTBEAT_SECONDS
-                if not alive():
+            if running and process.poll() is None:
+                if beat.done():
+                    beat.result()
                     stopped = "the workflow no longer waits for this job"
-            if stopped and process.poll() is None:
-                _end(process)
-        process.wait()
+                elif time.monotonic() >= deadline:
+                    stopped = "the job reached its time limit (MaxRuntimeInSeconds)"
+                if stopped:
+                    _end(process)
+            elif running:
+                running = False
+                # Not for ever: what the program started and left behind may hold the pipe open.
+                reader.join(LAST_SECONDS)
     finally:
         if process.poll() is None:
             _end(process)
@@ -149,7 +177,7 @@ def _supervise(
         raise TrainingFailed(stopped)
     if process.returncode:
         failure = root / "output" / "failure"
-        reason = failure.read_text() if failure.is_file() else "\n".join(last)
+        reason = failure.read_text(errors="replace") if failure.is_file() else "\n".join(last)
         raise TrainingFailed(reason or f"the training program ended with exit code {process.returncode}")
 
 

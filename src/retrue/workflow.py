@@ -4,16 +4,19 @@ This module alone knows Step Functions and EventBridge.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as Unreachable
 
 from retrue.errors import StackError
 
 SOURCE, REQUESTED = "retrue", "retrain.requested"
+GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}  # what a token is answered that nobody waits for
 
 
 def request_retraining(bus: str, environment: str, detail: dict[str, Any], events: Any = None) -> str:
@@ -86,15 +89,25 @@ class Activity:
     def heartbeat(self, task: Task) -> bool:
         """Say that the work goes on; False where the workflow no longer waits for it."""
         try:
-            self.client.send_task_heartbeat(taskToken=task.token)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}:
-                return False
-            raise
-        return True
+            return _heard(self.client.send_task_heartbeat, taskToken=task.token)
+        except (Unreachable, HTTPClientError):
+            # A network that is away for a moment ends no work of hours; if it stays away, a later beat is told so.
+            return True
 
-    def succeed(self, task: Task, output: dict[str, Any]) -> None:
-        self.client.send_task_success(taskToken=task.token, output=json.dumps(output))
+    def succeed(self, task: Task, output: dict[str, Any]) -> bool:
+        """Hand back the answer; False where the workflow no longer waits for it."""
+        return _heard(self.client.send_task_success, taskToken=task.token, output=json.dumps(output))
 
-    def fail(self, task: Task, error: str, cause: str) -> None:
-        self.client.send_task_failure(taskToken=task.token, error=error, cause=cause[-32_000:])
+    def fail(self, task: Task, error: str, cause: str) -> bool:
+        """Say why there is no answer; False where the workflow no longer waits for one."""
+        return _heard(self.client.send_task_failure, taskToken=task.token, error=error, cause=cause[-32_000:])
+
+
+def _heard(call: Callable[..., Any], **values: Any) -> bool:
+    try:
+        call(**values)
+    except ClientError as error:
+        if error.response["Error"]["Code"] in GONE:
+            return False
+        raise
+    return True

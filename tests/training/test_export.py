@@ -131,7 +131,7 @@ def test_int8_weights_are_signed_and_of_seven_bits(exported: Path, tmp_path: Pat
     model = onnx.load(tmp_path / "int8.onnx")
     weights = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
-    assert len(products) == 2 * 6 + 1
+    assert len(products) == 2 * 6 + 3  # six in each layer, two in the head, and the projection
     for node in products:
         weight = weights[node.input[1]]
         assert weight.dtype == np.int8

@@ -179,7 +179,9 @@ def _write(graph: Graph, path: Path) -> None:
 
 def _prove(graph: Graph, path: Path, max_tokens: int) -> None:
     """Compare the graph with torch on random texts of random lengths, padded and not."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
     lengths = [1, max_tokens, *random.integers(1, max_tokens + 1, PROBED - 2).tolist()]
     for number, length in enumerate(lengths):

@@ -1,0 +1,64 @@
+"""A CSV of texts: every row is classified and captured, the bad ones are told apart, and nothing is lost."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+from retrue import rows
+from retrue.classifier import Classifier
+from retrue.errors import BadInput, NotFound
+from retrue.jobs import CHUNK, IDS_FILE, LATE, RESULTS_FILE, Clock, Run
+from retrue.lake import Lake
+from retrue.records import Job, Prediction, from_iso, id_ms, new_id
+from retrue.rows import Rejected, Row
+from retrue.settings import Batch
+
+
+def score_file(lake: Lake, classifier: Classifier, job: Job, settings: Batch, clock: Clock, remaining: Clock) -> Job:
+    """Classify every row of a file and capture what was answered.
+
+    `clock` and `remaining` are in seconds, since 1970 and until the platform ends this run. A file that cannot be read
+    ends the job as "failed" and raises nothing: to deliver it again would not help.
+    """
+    job = dataclasses.replace(job, model=classifier.model)
+    with Run(lake, job, clock, remaining, settings.reserve_seconds) as run:
+        try:
+            with run.table() as (header, table):
+                _predict(run, classifier, settings, header, table)
+        except (BadInput, NotFound) as error:
+            run.error = str(error)
+        return run.finish()
+
+
+def _predict(
+    run: Run, classifier: Classifier, settings: Batch, header: list[str], table: Iterator[Row | Rejected]
+) -> None:
+    place, own = rows.text_column(header), rows.column(header, rows.ID)
+    results = run.writer(RESULTS_FILE, [*header, *rows.added(header, rows.ANSWERS)])
+    ids = run.writer(IDS_FILE, ["id", "prediction_id"]) if own is not None else None
+    began, source = from_iso(run.job.started), f"csv:{run.job.id}"
+    chunk: list[Prediction] = []
+    for item in table:
+        row = rows.check_text(item, place, settings.max_characters) if isinstance(item, Row) else item
+        if isinstance(row, Row) and run.out_of_time():
+            row = Rejected(row.number, LATE, row.cells)
+        if isinstance(row, Rejected):
+            run.reject(row)
+            continue
+        ms = began + (row.number - 1) // CHUNK
+        if chunk and id_ms(chunk[0].id) != ms:
+            run.lake.write_predictions(chunk)
+            chunk = []
+        text, id = row.cells[place], _row_id(run.job, row.number, ms)
+        prediction = classifier.score(text).record(id, classifier.model, source, text if settings.keep_text else None)
+        chunk.append(prediction)
+        results.writerow([*row.cells, prediction.label, round(prediction.score, 6), prediction.id])
+        if ids is not None and own is not None:
+            ids.writerow([row.cells[own].strip(), prediction.id])
+        run.accept()
+    if chunk:
+        run.lake.write_predictions(chunk)
+
+
+def _row_id(job: Job, number: int, ms: int) -> str:
+    return new_id(ms, hashlib.sha256(f"{job.id}\n{number}".encode()).digest())
