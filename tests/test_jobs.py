@@ -432,6 +432,7 @@ def test_the_objects_of_the_lake_are_read_once_however_the_rows_are_shuffled(
     lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "CHUNK", 4)
+    monkeypatch.setattr(labelling, "CHUNK", 4)
     drop(lake, classifier, csv_file([["text"], *[[text] for text in TEXTS]]))
     ids = [record.id for record in captured(lake)]
     shuffled = ids[::3] + ids[1::3] + ids[2::3]
@@ -456,6 +457,7 @@ def test_labels_delivered_again_or_after_a_crash_are_written_once(
     lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "CHUNK", 4)
+    monkeypatch.setattr(labelling, "CHUNK", 4)
     drop(lake, classifier, csv_file([["text"], *[[text] for text in TEXTS]]))
     body = csv_file([["id", "label"], *[[record.id, "negative"] for record in captured(lake)]])
     write, calls = lake.write_labels, itertools.count(1)

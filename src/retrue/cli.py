@@ -98,13 +98,13 @@ def up(
 ) -> None:
     """Start the whole stack on this machine, with a first model; safe to repeat."""
     began = time.monotonic()
-    where = target(context).home
+    where, parameters = target(context).home, _pairs(parameter)
     if where.supervisor() is None and not _is_free(port):
         raise StackError(f"port {port} of this machine is taken: choose another with `retrue up --port`")
     if port == 0:
         port = _free_port()
     with steps() as tell:
-        stack = machine.up(where, PROJECT, cloud.absolute(), port, _pairs(parameter), tell)
+        stack = machine.up(where, PROJECT, cloud.absolute(), port, parameters, tell)
         if model:
             machine.provide(where, stack, tell)
     if model and not machine.has_model(stack):
@@ -248,9 +248,8 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """Ask for a retraining, and follow it to the gate's verdict."""
-    stack = target(context).stack()
     detail = {"reason": reason, "settings": _pairs(set), **({"dataset": data} if data else {})}
-    _run(stack, detail, wait, as_json)
+    _run(target(context).stack(), detail, wait, as_json)
 
 
 @app.command(epilog="Example: retrue promote 3fa9c1d2b0e4")
@@ -305,7 +304,7 @@ def ledger(
     out.print(table)
 
 
-@app.command(epilog="Example: retrue worker --stack retrue-prod --profile work")
+@app.command(epilog="Example: retrue --stack retrue-prod --profile work worker")
 def worker(
     context: typer.Context,
     program: Annotated[Path, typer.Option(help="The training program.")] = PROJECT / "functions/train/job.py",

@@ -136,7 +136,7 @@ def test_int8_weights_are_signed_and_of_seven_bits(exported: Path, tmp_path: Pat
         weight = weights[node.input[1]]
         assert weight.dtype == np.int8
         assert np.abs(weight.astype(int)).max() <= 64
-    assert (tmp_path / "int8.onnx").stat().st_size < 0.5 * exported.stat().st_size
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * exported.stat().st_size
 
 
 def test_a_graph_that_computes_something_else_is_not_shipped(

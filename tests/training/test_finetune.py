@@ -66,9 +66,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_training(
 
 def test_the_result_counts_rows_steps_and_tokens(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     told: list[float] = []
-    result = finetune.finetune(
-        tiny_encoder, tiny_dataset, QUICK, tmp_path / "out", lambda share, _: told.append(share)
-    )
+    result = finetune.finetune(tiny_encoder, tiny_dataset, QUICK, tmp_path / "out", lambda share, _: told.append(share))
     assert (result.rows, result.steps, result.labels) == (128, 8, ["negative", "positive"])
     assert result.encoder == "tiny"
     assert result.seconds > 0

