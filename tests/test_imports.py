@@ -26,6 +26,20 @@ FORBIDDEN = {
 }
 SHAPES = [settings.Predict, settings.Batch, settings.Monitor, settings.Steps, settings.Release]
 OWN_VARIABLES = {name.upper() for shape in SHAPES for name in shape.__dataclass_fields__}
+# Which modules may know an outside thing; the command line and retrue.local meet botocore's errors only.
+OWNERS = {
+    "boto3": {"lake", "release", "workflow", "stack"},
+    "onnxruntime": {"classifier", "training"},
+    "tokenizers": {"classifier", "training"},
+    "torch": {"training"},
+    "transformers": {"training"},
+    "mlflow": {"registry"},
+    "aws_lambda_powertools": {"telemetry"},
+    "pyarrow": {"sources"},
+    "typer": {"cli"},
+    "rich": {"cli", "terminal"},
+    "yaml": {"local"},
+}
 # Imports a module while it notes the variables that were asked for and every attempt to reach a network or to start a
 # program, and tells them together with the modules that are loaded then.
 PROBE = """
@@ -82,6 +96,16 @@ def distributions() -> dict[str, set[str]]:
     return {package: {re.sub(r"[-_.]+", "-", name).lower() for name in names} for package, names in found.items()}
 
 
+def outside(file: Path) -> set[str]:
+    """The packages that a file imports anywhere in it, but for the standard library and retrue."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        found |= {name.split(".")[0] for name in names}
+    return found - sys.stdlib_module_names - {"retrue"}
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_function_loads_nothing_that_it_does_not_need(function: str) -> None:
     assert "retrue" in packages(app(function))
@@ -108,14 +132,20 @@ def test_whatever_a_function_imports_now_or_later_is_in_its_image(function: str)
     known, missing = distributions(), set()
     for file in app(function)["files"].values():
         if file and any(Path(file).is_relative_to(folder) for folder in own):
-            for node in ast.walk(ast.parse(Path(file).read_text())):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-                for package in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"retrue"}:
-                    is_own = (own[0] / f"{package}.py").is_file()
-                    if not is_own and not known.get(package, set()) & locked(function):
-                        missing.add((Path(file).name, package))
+            for package in outside(Path(file)):
+                is_own = (own[0] / f"{package}.py").is_file()
+                if not is_own and not known.get(package, set()) & locked(function):
+                    missing.add((Path(file).name, package))
     assert missing == set()
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_an_outside_thing_is_known_to_its_owners_only(package: str) -> None:
+    root = PROJECT / "src/retrue"
+    knowing = {
+        path.relative_to(root).parts[0].removesuffix(".py") for path in root.rglob("*.py") if package in outside(path)
+    }
+    assert knowing == OWNERS[package]
 
 
 def test_the_command_line_starts_without_torch() -> None:

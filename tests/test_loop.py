@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
 from retrue import dataset, retraining, sources
 from retrue.dataset import Example
 from retrue.local import machine
@@ -40,7 +41,7 @@ def tweets(real_data: Path) -> list[Example]:
     """Airline tweets, as many of each label."""
     rows = pq.read_table(real_data / "drift" / "airline_tweets.parquet", columns=["text", "label"]).to_pylist()
     random.Random(7).shuffle(rows)
-    sides = [[Example(row["text"], NAMES[str(row["label"])]) for row in rows if row["label"] == side] for side in (0, 1)]
+    sides = [[Example(row["text"], name) for row in rows if str(row["label"]) == side] for side, name in NAMES.items()]
     return list(itertools.chain.from_iterable(zip(*sides, strict=False)))[:800]
 
 

@@ -43,12 +43,9 @@ def run(root: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="retrue-training-") as scratch:
         checkpoint, made = Path(scratch, "checkpoint"), Path(scratch, "model")
         result = finetune.finetune(
-            data / "encoder",
-            data / "dataset",
-            chosen,
-            checkpoint,
+            data / "encoder", data / "dataset", chosen, checkpoint,
             lambda share, text: tell(TRAINING_SHARE * share, text),
-        )
+        )  # fmt: skip
         export.export(
             checkpoint, data / "dataset", result, made, created=iso(round(time.time() * 1000)),
             progress=lambda share, text: tell(TRAINING_SHARE + (1 - TRAINING_SHARE) * share, text),
@@ -68,14 +65,14 @@ def main() -> None:
 
     def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         (root / "output").mkdir(exist_ok=True)
-        (root / "output/failure").write_text(
-            str(error) if isinstance(error, RetrueError) else f"{kind.__name__}: {error}"
-        )
+        reason = str(error) if isinstance(error, RetrueError) else f"{kind.__name__}: {error}"
+        (root / "output/failure").write_text(reason)
         sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = fail
     signal.signal(signal.SIGTERM, stop)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("retrue").setLevel(logging.INFO)
     run(root)
 
 

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from retrue.local import localize
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,9 @@ def test_equal_code_gives_an_equal_package_and_other_code_another(template: dict
 def test_the_bootstrap_starts_the_runtime_client_of_the_image(template: dict[str, object]) -> None:
     body = localize.packages(PROJECT, template, python="/opt/my python/bin/python")["PredictFunction"]
     archive = zipfile.ZipFile(io.BytesIO(body))
-    assert archive.read("bootstrap").decode().endswith("exec '/opt/my python/bin/python' -m awslambdaric \"$_HANDLER\"\n")
+    assert (
+        archive.read("bootstrap").decode().endswith("exec '/opt/my python/bin/python' -m awslambdaric \"$_HANDLER\"\n")
+    )
     assert archive.getinfo("bootstrap").external_attr >> 16 & os.X_OK
 
 

@@ -1,0 +1,172 @@
+"""The workflow from outside, on a cloud that lives in this process, and on recorded answers where it has none."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from botocore.stub import ANY, Stubber
+from moto import mock_aws
+
+from retrue.errors import StackError
+from retrue.workflow import Activity, Task, Workflow, request_retraining
+
+ACCOUNT = "arn:aws:states:eu-central-1:123456789012"
+MACHINE = f"{ACCOUNT}:stateMachine:retrain"
+QUEUE = f"{ACCOUNT}:activity:train"
+TASK = Task("token-1", {"TrainingJobName": "retrue-1"})
+TELL: dict[str, Callable[[Activity], bool]] = {
+    "send_task_heartbeat": lambda activity: activity.heartbeat(TASK),
+    "send_task_success": lambda activity: activity.succeed(TASK, {"done": True}),
+    "send_task_failure": lambda activity: activity.fail(TASK, "TrainingFailed", "no rows"),
+}
+
+
+@pytest.fixture
+def states() -> Iterator[Stubber]:
+    with Stubber(boto3.client("stepfunctions")) as stub:
+        yield stub
+        stub.assert_no_pending_responses()
+
+
+def execution(name: str, minute: int, status: str = "RUNNING") -> dict[str, Any]:
+    return {
+        "executionArn": f"{ACCOUNT}:execution:retrain:{name}",
+        "stateMachineArn": MACHINE,
+        "name": name,
+        "status": status,
+        "startDate": datetime(2026, 1, 1, 9, minute, tzinfo=UTC),
+    }
+
+
+@mock_aws
+def test_a_request_reaches_the_rule_with_its_reason_and_evidence() -> None:
+    logs, events = boto3.client("logs"), boto3.client("events")
+    logs.create_log_group(logGroupName="/aws/events/seen")
+    pattern = {"source": ["retrue"], "detail-type": ["retrain.requested"], "detail": {"environment": ["test"]}}
+    events.put_rule(Name="retrain", EventPattern=json.dumps(pattern))
+    group = "arn:aws:logs:eu-central-1:123456789012:log-group:/aws/events/seen"
+    events.put_targets(Rule="retrain", Targets=[{"Id": "log", "Arn": group}])
+
+    id = request_retraining("default", "test", {"reason": "the texts drifted", "evidence": {"p": 1e-9}})
+    request_retraining("default", "another", {"reason": "not for this environment"})
+    (seen,) = logs.filter_log_events(logGroupName="/aws/events/seen")["events"]
+    event = json.loads(seen["message"])
+    assert event["id"] == id
+    assert event["detail"] == {"environment": "test", "reason": "the texts drifted", "evidence": {"p": 1e-9}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [({"ErrorCode": "InternalFailure", "ErrorMessage": "try again"}, "try again"), ({}, "no reason")],
+)
+def test_a_request_that_the_bus_refuses_is_an_error(entry: dict[str, str], reason: str) -> None:
+    events = boto3.client("events")
+    with Stubber(events) as stub:
+        stub.add_response("put_events", {"FailedEntryCount": 1, "Entries": [entry]})
+        with pytest.raises(StackError, match=f"the event bus refused the request: {reason}"):
+            request_retraining("default", "test", {"reason": "why not"}, events)
+
+
+@mock_aws
+def test_executions_that_have_ended_are_not_running() -> None:
+    client = boto3.client("stepfunctions")
+    role = "arn:aws:iam::123456789012:role/retrain"
+    machine = client.create_state_machine(name="retrain", definition="{}", roleArn=role)["stateMachineArn"]
+    workflow = Workflow(machine)
+    assert workflow.oldest_running() is None
+    first, second = (
+        client.start_execution(stateMachineArn=machine, name=name)["executionArn"] for name in ("one", "two")
+    )
+    client.stop_execution(executionArn=first)
+    assert workflow.oldest_running() == second
+    assert workflow.describe(first)["status"] == "ABORTED"
+    assert {found["executionArn"] for found in workflow.executions()} == {first, second}
+
+
+def test_the_oldest_running_execution_may_be_on_any_page(states: Stubber) -> None:
+    asked = {"stateMachineArn": MACHINE, "statusFilter": "RUNNING"}
+    page = {"executions": [execution("c", 9), execution("a", 7)], "nextToken": "more"}
+    states.add_response("list_executions", page, asked)
+    rest = {"executions": [execution("b", 5), execution("d", 8)]}
+    states.add_response("list_executions", rest, {**asked, "nextToken": "more"})
+    assert Workflow(MACHINE, states.client).oldest_running() == execution("b", 5)["executionArn"]
+
+
+def test_executions_come_newest_first(states: Stubber) -> None:
+    found = [execution("a", 7), execution("b", 9), execution("c", 8, "FAILED")]
+    states.add_response("list_executions", {"executions": found}, {"stateMachineArn": MACHINE, "maxResults": 3})
+    assert [one["name"] for one in Workflow(MACHINE, states.client).executions(3)] == ["b", "c", "a"]
+
+
+def test_states_are_told_in_the_order_they_were_entered(states: Stubber) -> None:
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def event(number: int, kind: str, **details: Any) -> dict[str, Any]:
+        return {"timestamp": when, "id": number, "type": kind, **details}
+
+    first = [
+        event(1, "ExecutionStarted", executionStartedEventDetails={"input": "{}"}),
+        event(2, "TaskStateEntered", stateEnteredEventDetails={"name": "Begin"}),
+        event(3, "TaskStateExited", stateExitedEventDetails={"name": "Begin"}),
+    ]
+    last = [event(4, "ChoiceStateEntered", stateEnteredEventDetails={"name": "IsAlone"})]
+    states.add_response("get_execution_history", {"events": first, "nextToken": "more"}, {"executionArn": "arn:one"})
+    states.add_response("get_execution_history", {"events": last}, {"executionArn": "arn:one", "nextToken": "more"})
+    assert Workflow(MACHINE, states.client).states("arn:one") == ["Begin", "IsAlone"]
+
+
+def test_work_is_taken_with_its_token(states: Stubber) -> None:
+    work = {"taskToken": "token-1", "input": '{"TrainingJobName": "retrue-1"}'}
+    states.add_response("get_activity_task", work, {"activityArn": QUEUE, "workerName": "desk"})
+    assert Activity(QUEUE, states.client).take("desk") == TASK
+
+
+def test_a_poll_that_ends_without_work_is_nothing(states: Stubber) -> None:
+    states.add_response("get_activity_task", {})
+    assert Activity(QUEUE, states.client).take("desk") is None
+
+
+def test_a_poll_outlasts_the_minute_that_it_is_held_open() -> None:
+    assert Activity(QUEUE).client.meta.config.read_timeout > 60
+
+
+@pytest.mark.parametrize("call", TELL)
+def test_what_a_worker_tells_is_heard(states: Stubber, call: str) -> None:
+    states.add_response(call, {})
+    assert TELL[call](Activity(QUEUE, states.client))
+
+
+@pytest.mark.parametrize("code", ["TaskTimedOut", "TaskDoesNotExist", "InvalidToken"])
+@pytest.mark.parametrize("call", TELL)
+def test_a_worker_learns_that_nobody_waits(states: Stubber, call: str, code: str) -> None:
+    states.add_client_error(call, code)
+    assert not TELL[call](Activity(QUEUE, states.client))
+
+
+@pytest.mark.parametrize("call", TELL)
+def test_other_errors_are_not_taken_for_nobody_waiting(states: Stubber, call: str) -> None:
+    states.add_client_error(call, "AccessDeniedException")
+    with pytest.raises(ClientError, match="AccessDenied"):
+        TELL[call](Activity(QUEUE, states.client))
+
+
+def test_a_network_that_is_away_for_a_moment_does_not_mean_that_nobody_waits() -> None:
+    nowhere = Config(retries={"max_attempts": 0})
+    client = boto3.client("stepfunctions", endpoint_url="http://127.0.0.1:1", config=nowhere)
+    assert Activity(QUEUE, client).heartbeat(TASK)
+
+
+def test_answers_go_out_as_json_and_long_causes_keep_their_end(states: Stubber) -> None:
+    states.add_response("send_task_success", {}, {"taskToken": "token-1", "output": '{"done": true}'})
+    told = {"taskToken": "token-1", "error": "TrainingFailed", "cause": "x" * 31_992 + "the end."}
+    states.add_response("send_task_failure", {}, told)
+    states.add_response("send_task_failure", {}, {"taskToken": ANY, "error": ANY, "cause": "short"})
+    activity = Activity(QUEUE, states.client)
+    activity.succeed(TASK, {"done": True})
+    activity.fail(TASK, "TrainingFailed", "x" * 50_000 + "the end.")
+    activity.fail(TASK, "TrainingFailed", "short")
