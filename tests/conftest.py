@@ -126,7 +126,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     lines: list[str] = []
-    parameters = {"TrainSettings": "epochs=1,max_tokens=128,frozen_layers=2,learning_rate=2e-4"}
+    parameters = {"TrainSettings": "epochs=1,max_tokens=128,batch_size=16,learning_rate=1e-4"}
     try:
         found = machine.up(home, PROJECT, PROJECT / ".venv-cloud/bin/python", port, parameters, lines.append)
         machine.provide(home, found, lines.append)

@@ -1,6 +1,7 @@
 """What each function loads, in an interpreter of its own, and which module may import which."""
 
 import ast
+import dataclasses
 import importlib.metadata
 import json
 import re
@@ -25,7 +26,7 @@ FORBIDDEN = {
     "train": EVERYWHERE | {"mlflow", "pyarrow"},
 }
 SHAPES = [settings.Predict, settings.Batch, settings.Monitor, settings.Steps, settings.Release]
-OWN_VARIABLES = {name.upper() for shape in SHAPES for name in shape.__dataclass_fields__}
+OWN_VARIABLES = {field.name.upper() for shape in SHAPES for field in dataclasses.fields(shape)}
 # Which modules may know an outside thing; the command line and retrue.local meet botocore's errors only.
 OWNERS = {
     "boto3": {"lake", "release", "workflow", "stack"},
@@ -183,3 +184,10 @@ def test_every_module_is_in_a_layer() -> None:
         p.name for p in paths if (p / "__init__.py").is_file()
     }
     assert named == modules - {"__init__"}
+
+
+def test_the_architecture_names_every_module_with_what_it_is_for() -> None:
+    page = (PROJECT / "docs/architecture.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \| \S", page.partition("## One owner")[0], re.MULTILINE)
+    paths = [path for path in (PROJECT / "src/retrue").iterdir() if not path.name.startswith(("_", "py."))]
+    assert sorted(told) == sorted(path.stem for path in paths)

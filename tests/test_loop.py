@@ -52,7 +52,7 @@ def test_the_circle_closes_on_real_reviews(
     machine.use(stack, folder)
 
     # a first model, from few rows so that there is room to become better
-    first = follow(stack, ask(stack, {"reason": "first model", "settings": {"max_rows": 300}}))
+    first = follow(stack, ask(stack, {"reason": "first model", "settings": {"max_rows": 400, "batch_size": 8}}))
     assert first["outcome"] == "Promoted", first
     before = stack.status()
     assert before["alias_version"] == first["version"]

@@ -41,15 +41,22 @@ LAST = 'print("still here", flush=True)\ntime.sleep(60)'
 Program = Callable[[str], Path]
 
 
-@pytest.fixture
-def lake() -> Iterator[Lake]:
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
     with mock_aws():
-        where = {"LocationConstraint": "eu-central-1"}
-        boto3.client("s3").create_bucket(Bucket="lake", CreateBucketConfiguration=where)
-        found = Lake("lake")
-        found.put("datasets/d1/train", b"rows")
-        found.put("encoders/tiny/weights", b"numbers")
-        yield found
+        yield boto3.client("s3")
+
+
+@pytest.fixture
+def lake(s3: Any) -> Iterator[Lake]:
+    s3.create_bucket(Bucket="lake", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    found = Lake("lake", s3)
+    found.put("datasets/d1/train", b"rows")
+    found.put("encoders/tiny/weights", b"numbers")
+    yield found
+    for key in list(found.keys("")):
+        s3.delete_object(Bucket="lake", Key=key)
+    s3.delete_bucket(Bucket="lake")
 
 
 @pytest.fixture

@@ -240,3 +240,8 @@ def test_the_training_image_reads_the_job_that_batch_hands_on() -> None:
         if isinstance(node, ast.Constant)
     }
     assert variable["Name"] in read
+
+
+def test_the_architecture_names_every_state() -> None:
+    page = (PROJECT / "docs/architecture.md").read_text()
+    assert [name for name in STATES if f"`{name}`" not in page] == []
