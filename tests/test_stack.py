@@ -49,6 +49,7 @@ def deployed() -> Iterator[Stack]:
         role = boto3.client("iam").create_role(RoleName="predict", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
         client = boto3.client("lambda")
         shape: dict[str, Any] = {"Runtime": "python3.11", "Handler": "app.handler", "Role": role}
+        shape["Environment"] = {"Variables": {"MODEL_URI": "s3://bucket/models/0123456789ab/"}}
         for name in ("predict", "monitor"):
             client.create_function(FunctionName=name, Code={"ZipFile": code.getvalue()}, **shape)
         client.publish_version(FunctionName="predict")

@@ -70,10 +70,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 
 def identity(dropped: dict[str, Any]) -> str:
-    """What tells this file from another one under the same key, and is the same when the event comes twice.
-
-    The version alone where the bucket keeps versions: whoever put the file there knows it too, and so knows its job.
-    """
+    """What tells this file from another one under the same key, and is the same when the event comes twice."""
     return dropped.get("version-id") or f"{dropped.get('etag', '')} {dropped.get('sequencer', '')}"
 
 

@@ -400,9 +400,8 @@ def _tell_job(job: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(job)
     else:
-        err.print(
-            f"job {job['id']}: {job['state']}, {job.get('accepted', 0)} accepted, {job.get('rejected', 0)} rejected"
-        )
+        counts = f"{job.get('accepted', 0)} accepted, {job.get('rejected', 0)} rejected"
+        err.print(f"job {job.get('id') or job['input']}: {job['state']}, {counts}", soft_wrap=True)
         for kind in ("results", "rejects"):
             if job.get(kind):
                 err.print(f"  {kind}: {job[kind]}", highlight=False, soft_wrap=True)

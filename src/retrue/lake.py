@@ -172,6 +172,17 @@ class Lake:
             raise NotFound("there is no job with this id")
         return Job.from_json(self.get(f"{JOBS}{id}.json"))
 
+    def job_of(self, key: str) -> Job | None:
+        """The job that the object at a key started, looked for among those written since; None where none has begun."""
+        dropped = self.s3.head_object(Bucket=self.bucket, Key=key)["LastModified"]
+        for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=JOBS):
+            for item in page.get("Contents", ()):
+                if item["LastModified"] >= dropped:
+                    job = Job.from_json(self.get(item["Key"]))
+                    if job.input == self.uri(key):
+                        return job
+        return None
+
     def append_ledger(self, entry: LedgerEntry) -> None:
         ms = from_iso(entry.time)
         while not self.put_new(f"{LEDGER}{stamp(ms)}.json", entry.to_json().encode()):

@@ -50,8 +50,12 @@ class Record:
     """One JSON object a line; unknown keys are left out when reading, so that newer writers do no harm."""
 
     def to_json(self) -> str:
-        # Not asdict, which copies every number of a projection.
-        values = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+        # Not asdict, which copies every number of a projection; None stays where a reader has no default for it.
+        values = {
+            f.name: v
+            for f in dataclasses.fields(self)
+            if (v := getattr(self, f.name)) is not None or f.default is dataclasses.MISSING
+        }
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod

@@ -23,14 +23,23 @@ class Release:
         self.ssm = ssm if ssm is not None else boto3.client("ssm")
 
     def publish(self, model_uri: str, description: str) -> str:
-        """Publish a version that serves this model with the newest code, and wait until it can be called."""
+        """Publish a version that serves this model with the newest code, and wait until it can be called.
+
+        The unpublished function is left as it was: a deployment publishes it too, and must not serve a candidate.
+        """
         config = self.client.get_function_configuration(FunctionName=self.function)
-        variables = {**config.get("Environment", {}).get("Variables", {}), "MODEL_URI": model_uri}
-        self.client.update_function_configuration(FunctionName=self.function, Environment={"Variables": variables})
-        self.client.get_waiter("function_updated_v2").wait(FunctionName=self.function)
-        version: str = self.client.publish_version(FunctionName=self.function, Description=description)["Version"]
+        before = config.get("Environment", {}).get("Variables", {})
+        try:
+            self._set({**before, "MODEL_URI": model_uri})
+            version: str = self.client.publish_version(FunctionName=self.function, Description=description)["Version"]
+        finally:
+            self._set(before)
         self.client.get_waiter("published_version_active").wait(FunctionName=self.function, Qualifier=version)
         return version
+
+    def _set(self, variables: dict[str, str]) -> None:
+        self.client.update_function_configuration(FunctionName=self.function, Environment={"Variables": variables})
+        self.client.get_waiter("function_updated_v2").wait(FunctionName=self.function)
 
     def ask(self, version: str, payload: dict[str, Any]) -> Any:
         """Invoke one version directly and return its answer; ReleaseRefused where it fails."""

@@ -91,7 +91,8 @@ class Stack:
 
     def status(self) -> dict[str, Any]:
         """The facts that `retrue status` tells."""
-        uri = self.serving()
+        version = self.release.live_version()
+        uri = self.release.model_of(version)
         return {
             "stack": self.name,
             "api_url": self.api_url,
@@ -101,7 +102,7 @@ class Stack:
             "state_machine_arn": self.outputs["StateMachineArn"],
             "function": self.outputs["PredictFunctionName"],
             "alias": "live",
-            "alias_version": self.release.live_version(),
+            "alias_version": version,
             "model_version": uri.rstrip("/").rsplit("/", 1)[-1],
             "retraining": self.workflow.oldest_running(),
         }

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from retrue import jobs, retraining
 from retrue.errors import BadInput, NotFound, StackError
+from retrue.records import Job
 from retrue.stack import Stack
 from retrue.worker import progress_key
 from retrue.workflow import request_retraining
@@ -95,14 +96,13 @@ def follow(stack: Stack, execution: str) -> dict[str, Any]:
 
 def drop(stack: Stack, file: Path, prefix: str, wait: bool) -> dict[str, Any]:
     """Put a file under a prefix of the bucket and, if asked, wait for the job that it starts."""
-    key = prefix + file.name
-    if jobs.kind_of(key) is None:
+    if jobs.kind_of(prefix + file.name) is None:
         raise BadInput(f"{file.name} is neither .csv nor .csv.gz")
-    with file.open("rb") as body:
-        put = stack.lake.s3.put_object(Bucket=stack.lake.bucket, Key=key, Body=body)
-    job = jobs.job_id(stack.lake.bucket, key, put["VersionId"])
+    # A folder of its own, so that the job with this input is the one that this very file started.
+    key = f"{prefix}{secrets.token_hex(4)}/{file.name}"
+    stack.lake.upload(file, key)
     if not wait:
-        return {"id": job, "state": "running"}
+        return {"input": stack.lake.uri(key), "state": "running"}
     total = 0
     if file.suffix == ".csv":
         with file.open(newline="", encoding="utf-8", errors="replace") as lines:
@@ -111,15 +111,13 @@ def drop(stack: Stack, file: Path, prefix: str, wait: bool) -> dict[str, Any]:
     with Progress(*columns, console=err, transient=True) as bars:
         task = bars.add_task(file.name, total=total or None)
         deadline = time.monotonic() + JOB_SECONDS
+        found: Job | None = None
         while time.monotonic() < deadline:
-            try:
-                found = stack.lake.read_job(job)
-            except NotFound:
-                time.sleep(POLL_SECONDS)
-                continue
-            bars.update(task, completed=found.rows)
-            if found.state != "running":
-                result: dict[str, Any] = json.loads(found.to_json())
-                return result
+            found = stack.lake.read_job(found.id) if found else stack.lake.job_of(key)
+            if found:
+                bars.update(task, completed=found.rows)
+                if found.state != "running":
+                    result: dict[str, Any] = json.loads(found.to_json())
+                    return result
             time.sleep(POLL_SECONDS)
-    raise StackError(f"job {job} did not end: see GET /v1/jobs/{job} and the log of the batch function")
+    raise StackError(f"no job for {key} has ended: look at the log of the batch function and at its dead letters")

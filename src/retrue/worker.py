@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -188,3 +188,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def main(program: Path, environ: Mapping[str, str]) -> None:
+    """What the training image starts: a job that AWS Batch hands on, or else the program, as SageMaker wants it."""
+    handed = environ.get("TRAINING_REQUEST")
+    if handed is None:
+        os.execv(sys.executable, [sys.executable, str(program)])  # noqa: S606 - the same interpreter, no shell
+    request = json.loads(handed)
+    bucket, _ = lake.split_uri(request["OutputDataConfig"]["S3OutputPath"])
+    run(Lake(bucket), request, program, lambda: True, lambda line: print(line, flush=True))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), os.environ)
