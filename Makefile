@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 4566
 # CPU builds of torch, a tenth of the size; empty takes whatever pip finds, such as a build for your GPU.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-PIP = bin/python -m pip --disable-pip-version-check --quiet install
+PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) install
 
 .PHONY: up down logs test check lock openapi clean
 

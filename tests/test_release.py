@@ -18,29 +18,34 @@ from retrue.errors import ReleaseRefused
 from retrue.release import Release, serving_model
 
 PARAMETER = "/retrue/test/model"
+BEFORE = {"BUCKET": "lake", "KEEP_TEXT": "true", "MODEL_URI": "none"}
 FIRST, SECOND = "s3://lake/models/aaa/", "s3://lake/models/bbb/"
 
 
+@pytest.fixture(scope="module")
+def clients() -> dict[str, Any]:
+    return {name: boto3.client(name) for name in ("iam", "lambda", "ssm")}
+
+
 @pytest.fixture
-def release() -> Iterator[Release]:
+def release(clients: dict[str, Any]) -> Iterator[Release]:
     """A function whose version 1 serves no model yet, behind the alias live."""
     code = io.BytesIO()
     with zipfile.ZipFile(code, "w") as archive:
         archive.writestr("app.py", "def handler(event, context): return event")
     with mock_aws(config={"lambda": {"use_docker": False}}):
-        role = boto3.client("iam").create_role(RoleName="predict", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
-        client = boto3.client("lambda")
+        role = clients["iam"].create_role(RoleName="predict", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+        client, ssm = clients["lambda"], clients["ssm"]
         client.create_function(
             FunctionName="predict",
             Runtime="python3.11",
             Handler="app.handler",
             Role=role,
             Code={"ZipFile": code.getvalue()},
-            Environment={"Variables": {"BUCKET": "lake", "KEEP_TEXT": "true", "MODEL_URI": "none"}},
+            Environment={"Variables": BEFORE},
         )
         client.publish_version(FunctionName="predict")
         client.create_alias(FunctionName="predict", Name="live", FunctionVersion="1")
-        ssm = boto3.client("ssm")
         ssm.put_parameter(Name=PARAMETER, Value="none", Type="String")
         yield Release("predict", "live", PARAMETER, client, ssm)
 
@@ -66,7 +71,7 @@ def answering(payload: Any, **more: Any) -> Release:
 
 def test_a_published_version_carries_the_model_and_keeps_the_other_variables(release: Release) -> None:
     version = release.publish(FIRST, "model aaa, run r1")
-    assert variables(release, version) == {"BUCKET": "lake", "KEEP_TEXT": "true", "MODEL_URI": FIRST}
+    assert variables(release, version) == {**BEFORE, "MODEL_URI": FIRST}
     described = release.client.get_function_configuration(FunctionName="predict", Qualifier=version)
     assert described["Description"] == "model aaa, run r1"
 
@@ -77,6 +82,20 @@ def test_publishing_moves_nothing_and_alters_no_earlier_version(release: Release
     assert [release.model_of(version) for version in ("1", first, second)] == ["none", FIRST, SECOND]
     assert release.live_version() == "1"
     assert serving_model(PARAMETER) == "none"
+
+
+def test_the_unpublished_function_is_left_as_it_was(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    release.publish(FIRST, "one")
+    assert variables(release, "$LATEST") == BEFORE
+
+    def refuse(**_: Any) -> None:
+        assert variables(release, "$LATEST")["MODEL_URI"] == SECOND
+        raise ClientError({"Error": {"Code": "CodeStorageExceededException"}}, "PublishVersion")
+
+    monkeypatch.setattr(release.client, "publish_version", refuse)
+    with pytest.raises(ClientError, match="CodeStorageExceeded"):
+        release.publish(SECOND, "two")
+    assert variables(release, "$LATEST") == BEFORE
 
 
 def test_a_function_without_variables_can_be_given_a_model(release: Release) -> None:

@@ -49,7 +49,7 @@ def deployed() -> Iterator[Stack]:
         role = boto3.client("iam").create_role(RoleName="predict", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
         client = boto3.client("lambda")
         shape: dict[str, Any] = {"Runtime": "python3.11", "Handler": "app.handler", "Role": role}
-        shape["Environment"] = {"Variables": {"MODEL_URI": "s3://bucket/models/0123456789ab/"}}
+        shape["Environment"] = {"Variables": {"MODEL_URI": URI}}
         for name in ("predict", "monitor"):
             client.create_function(FunctionName=name, Code={"ZipFile": code.getvalue()}, **shape)
         client.publish_version(FunctionName="predict")
@@ -79,7 +79,13 @@ def test_a_stack_tells_what_serves_and_how_to_reach_it(deployed: Stack) -> None:
     }
     running = boto3.client("stepfunctions").start_execution(stateMachineArn=machine)["executionArn"]
     assert quiet.status()["retraining"] == running
-    assert quiet.serving() == URI
+    assert quiet.serving() == POINTER["Value"]
+
+
+def test_what_serves_is_what_the_alias_answers_with(deployed: Stack) -> None:
+    boto3.client("ssm").put_parameter(Name="/retrue/test/model", Value="none", Overwrite=True)
+    assert deployed.status()["model_version"] == "0123456789ab"
+    assert deployed.serving() == "none"
 
 
 def test_the_parts_of_a_stack_work_on_what_its_outputs_name(deployed: Stack) -> None:

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import textwrap
 import threading
@@ -416,3 +418,25 @@ def test_a_worker_asked_for_one_poll_ends_without_work(lake: Lake, program: Prog
     with Stubber(boto3.client("stepfunctions")) as stub:
         stub.add_response("get_activity_task", {})
         assert serve(lake, stub, program("")) == []
+
+
+def test_a_batch_job_finds_its_request_in_its_environment(
+    lake: Lake, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker.main(program(COPY + "print('training')"), {"TRAINING_REQUEST": json.dumps(request())})
+    assert f"runs/{JOB}/output/model.tar.gz" in list(lake.keys("runs/"))
+    assert capsys.readouterr().out == "training\n"
+
+
+def test_a_batch_job_that_fails_ends_with_an_error(lake: Lake, program: Program) -> None:
+    with pytest.raises(TrainingFailed, match="exit code 3"):
+        worker.main(program("sys.exit(3)"), {"TRAINING_REQUEST": json.dumps(request())})
+
+
+def test_without_a_request_the_image_becomes_the_program_that_sagemaker_wants(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = program('(root / "model/ran").write_text(str(os.getpid())); sys.exit(5)')
+    environ = {**os.environ, "RETRUE_ML_ROOT": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-m", "retrue.worker", str(path), "train"], env=environ)
+    assert process.wait(60) == 5
+    assert (tmp_path / "model/ran").read_text() == str(process.pid)  # so that SIGTERM reaches it

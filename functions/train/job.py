@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from retrue.errors import RetrueError, TrainingFailed
+from retrue.errors import RetrueError
 from retrue.records import iso
 from retrue.training import export, finetune
 
@@ -40,7 +40,7 @@ def run(root: Path) -> None:
             said = share
             print(f"progress {share:.2f} {message}", flush=True)  # noqa: T201
 
-    with tempfile.TemporaryDirectory(prefix="retrue-training-") as scratch:
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
         checkpoint, made = Path(scratch, "checkpoint"), Path(scratch, "model")
         result = finetune.finetune(
             data / "encoder", data / "dataset", chosen, checkpoint,
@@ -54,20 +54,21 @@ def run(root: Path) -> None:
         shutil.copytree(made, root / "model", dirs_exist_ok=True)
 
 
-def stop(number: int, frame: FrameType | None) -> None:
-    """End on SIGTERM, which SageMaker sends two minutes before it kills."""
-    raise TrainingFailed("the training was stopped from outside (SIGTERM) before it was done")
-
-
 def main() -> None:
     """Run under RETRUE_ML_ROOT; any error leaves its reason in output/failure and ends with exit code 1."""
     root = Path(os.environ.get("RETRUE_ML_ROOT", "/opt/ml"))
 
-    def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def explain(reason: str) -> None:
         (root / "output").mkdir(exist_ok=True)
-        reason = str(error) if isinstance(error, RetrueError) else f"{kind.__name__}: {error}"
         (root / "output/failure").write_text(reason)
+
+    def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        explain(str(error) if isinstance(error, RetrueError) else f"{kind.__name__}: {error}")
         sys.__excepthook__(kind, error, trace)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        explain("the training was stopped from outside (SIGTERM) before it was done")
+        os._exit(1)  # an exception would be lost where Python calls this inside a destructor
 
     sys.excepthook = fail
     signal.signal(signal.SIGTERM, stop)

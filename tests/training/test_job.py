@@ -65,7 +65,7 @@ def test_a_job_that_is_stopped_says_so_and_leaves_no_model(root: Path) -> None:
         assert job.stdout is not None
         assert PROGRESS.match(job.stdout.readline())
         job.send_signal(signal.SIGTERM)
-        job.communicate(timeout=300)
+        job.communicate(timeout=60)
     assert job.returncode == 1
     assert "SIGTERM" in (root / "output/failure").read_text()
     assert list((root / "model").iterdir()) == []
