@@ -79,13 +79,15 @@ def test_a_stack_tells_what_serves_and_how_to_reach_it(deployed: Stack) -> None:
     }
     running = boto3.client("stepfunctions").start_execution(stateMachineArn=machine)["executionArn"]
     assert quiet.status()["retraining"] == running
-    assert quiet.serving() == POINTER["Value"]
+    assert quiet.serving() == URI
 
 
 def test_what_serves_is_what_the_alias_answers_with(deployed: Stack) -> None:
-    boto3.client("ssm").put_parameter(Name="/retrue/test/model", Value="none", Overwrite=True)
+    ssm = boto3.client("ssm")
+    ssm.put_parameter(Name="/retrue/test/model", Value="none", Overwrite=True)
     assert deployed.status()["model_version"] == "0123456789ab"
     assert deployed.serving() == "none"
+    ssm.put_parameter(Name="/retrue/test/model", Value=URI, Overwrite=True)
 
 
 def test_the_parts_of_a_stack_work_on_what_its_outputs_name(deployed: Stack) -> None:

@@ -116,6 +116,8 @@ def test_settings_come_from_texts_and_a_misspelt_name_is_an_error() -> None:
         finetune.chosen({"learning_rat": "1"})
     with pytest.raises(WrongSetting, match="EPOCHS is not a whole number"):
         finetune.chosen({"epochs": "two"})
+    with pytest.raises(WrongSetting, match="epochs must be at least 1; batch_size must be at least 1"):
+        finetune.chosen({"epochs": "0", "batch_size": "-1"})
 
 
 @pytest.mark.slow

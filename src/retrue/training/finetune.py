@@ -61,6 +61,12 @@ class Settings:
     max_rows: int = 0
     minutes: float = 0.0
 
+    def __post_init__(self) -> None:
+        least = {"learning_rate": 1e-12, "epochs": 1, "batch_size": 1, "max_tokens": 3, "patience": 1, "max_rows": 0}
+        low = [f"{name} must be at least {value}" for name, value in least.items() if not getattr(self, name) >= value]
+        if low:
+            raise WrongSetting("; ".join(low))
+
 
 def chosen(values: Mapping[str, str]) -> Settings:
     """Settings from texts by name, as a training job gets them; WrongSetting names each that is unknown or wrong."""
@@ -114,8 +120,8 @@ def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progre
             f"dataset {manifest.id} holds out {held_out} rows: {HELD_OUT} are the least that drift can be judged by"
         )
     if 0 < settings.max_rows < len(train):
-        chosen = np.random.default_rng(settings.seed).permutation(len(train))[: settings.max_rows]
-        train = [train[i] for i in sorted(chosen)]
+        kept = np.random.default_rng(settings.seed).permutation(len(train))[: settings.max_rows]
+        train = [train[i] for i in sorted(kept)]
 
     tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
     tokenizer.enable_truncation(settings.max_tokens)
