@@ -108,10 +108,14 @@ def export(
         progress(0.2, "quantising")
         _quantise(full / artifact.MODEL, small / artifact.MODEL)
         progress(0.3, "comparing int8 with fp32")
-        comparison = _compare(full, small, {split: rows[:COMPARED] for split, rows in held.items()})
+        compared = {split: rows[:COMPARED] for split, rows in held.items()}
+        answers = {
+            folder: {split: _score(folder, rows) for split, rows in compared.items()} for folder in (full, small)
+        }
+        comparison = _compare(compared, answers[full], answers[small])
         chosen = small if comparison["shipped"] else full
-        progress(0.6, "scoring the held-out rows")
-        validation, test = _score(chosen, held["validation"]), _score(chosen, held["test"])
+        progress(0.7, "scoring the other held-out rows")
+        validation, test = (answers[chosen][split] + _score(chosen, held[split][COMPARED:]) for split in held)
         shutil.move(chosen / artifact.MODEL, out / artifact.MODEL)
 
     progress(0.9, "calibrating and measuring")
@@ -215,21 +219,21 @@ def _score(folder: Path, rows: Sequence[Example]) -> list[Scored]:
         return list(pool.map(classifier.score, [row.text for row in rows]))
 
 
-def _compare(full: Path, small: Path, held: dict[str, list[Example]]) -> dict[str, Any]:
-    """Whether the int8 graph may be shipped, and the numbers that say so."""
-    right: dict[Path, float] = {}
-    labels: dict[Path, list[str]] = {full: [], small: []}
-    for folder, found in labels.items():
-        for split, rows in held.items():
-            answers = [answer.label for answer in _score(folder, rows)]
-            found += answers
-            if split == "validation":
-                right[folder] = float(np.mean([a == row.label for a, row in zip(answers, rows, strict=True)]))
-    agreement = float(np.mean([a == b for a, b in zip(labels[full], labels[small], strict=True)]))
-    loss = right[full] - right[small]
+def _compare(
+    held: dict[str, list[Example]], full: dict[str, list[Scored]], small: dict[str, list[Scored]]
+) -> dict[str, Any]:
+    """Whether the int8 graph may be shipped, and the numbers that say so, from what both answer by split."""
+    labels = [[answer.label for split in held for answer in answers[split]] for answers in (full, small)]
+    truth = [row.label for row in held["validation"]]
+    right = [
+        float(np.mean([answer.label == label for answer, label in zip(answers["validation"], truth, strict=True)]))
+        for answers in (full, small)
+    ]
+    agreement = float(np.mean([a == b for a, b in zip(*labels, strict=True)]))
+    loss = right[0] - right[1]
     shipped = agreement >= AGREEMENT and loss <= TOLERATED_LOSS
     reason = (
-        f"int8 labels {agreement:.2%} of {len(labels[full])} held-out rows as fp32 does (at least {AGREEMENT:.1%} "
+        f"int8 labels {agreement:.2%} of {len(labels[0])} held-out rows as fp32 does (at least {AGREEMENT:.1%} "
         f"wanted) and loses {loss:.2%} of validation accuracy (at most {TOLERATED_LOSS:.1%} allowed), so "
         f"{'int8' if shipped else 'fp32'} is shipped"
     )
