@@ -41,7 +41,7 @@ clean: down
 # Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages.
 .venv/ready: locks/dev.txt pyproject.toml
 	@echo "installing the project's packages into .venv (about 2 GB, once)"
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/$(PIP) --require-hashes --no-deps -r locks/dev.txt
 	@.venv/bin/python -c "import torch; assert torch.__version__.startswith('2.13.0')" 2>/dev/null \
 		|| .venv/$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch==2.13.0
@@ -51,12 +51,12 @@ clean: down
 
 .venv-cloud/ready: locks/cloud.txt
 	@echo "installing the local cloud into .venv-cloud"
-	@test -x .venv-cloud/bin/python || $(PYTHON) -m venv .venv-cloud
+	@.venv-cloud/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-cloud
 	@.venv-cloud/$(PIP) --require-hashes --no-deps -r locks/cloud.txt
 	@touch $@
 
 .venv-sam/ready: locks/sam.txt
 	@echo "installing the template's checkers into .venv-sam"
-	@test -x .venv-sam/bin/python || $(PYTHON) -m venv .venv-sam
+	@.venv-sam/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-sam
 	@.venv-sam/$(PIP) --require-hashes --no-deps -r locks/sam.txt
 	@touch $@

@@ -3,11 +3,13 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from retrue.local import machine
+from retrue.local.home import Home, stop
 from retrue.stack import Stack
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -112,24 +114,36 @@ def tiny_model(tiny_encoder: Path, tiny_dataset: Path, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The project's own template on a local cloud of its own, without a model; stopped when the tests end."""
-    from retrue.local import machine
-    from retrue.local.home import Home, stop
-
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """State of a local stack of the tests' own; whatever runs in it is stopped when the tests end."""
     home = Home(tmp_path_factory.mktemp("home"))
     # The base encoder is fetched once for all runs.
     cache = Path(os.environ.get("RETRUE_HOME", PROJECT / ".retrue")).resolve() / "encoders"
     cache.mkdir(parents=True, exist_ok=True)
     home.encoders.symlink_to(cache)
+    try:
+        yield home
+    finally:
+        stop(home)
+
+
+@pytest.fixture(scope="session")
+def stack(home: Home) -> Stack:
+    """The project's own template on a local cloud, at first without a model."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    lines: list[str] = []
+    found = deployed(home, port)
+    machine.provide(home, found, print)
+    return found
+
+
+@pytest.fixture
+def redeploy(home: Home, stack: Stack) -> Callable[[], Stack]:
+    """Deploys once more what is deployed; the cloud runs already, so no port is asked for."""
+    return lambda: deployed(home, 0)
+
+
+def deployed(home: Home, port: int) -> Stack:
     parameters = {"TrainSettings": "epochs=1,max_tokens=128,batch_size=16,learning_rate=1e-4"}
-    try:
-        found = machine.up(home, PROJECT, PROJECT / ".venv-cloud/bin/python", port, parameters, lines.append)
-        machine.provide(home, found, lines.append)
-        yield found
-    finally:
-        stop(home)
+    return machine.up(home, PROJECT, PROJECT / ".venv-cloud/bin/python", port, parameters, print)

@@ -358,6 +358,26 @@ def data(
     err.print(f"dataset {manifest.id} in {folder}; left out: {dropped}")
 
 
+@app.command(epilog="Example: retrue encoder distilbert-base-uncased    or: retrue encoder ./my-bert --as my-bert")
+def encoder(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="A folder, a checkpoint on the hub, or the offline default.")
+    ],
+    name: Annotated[str, typer.Option("--as", help="Name in the lake; the last part of the source unless given.")] = "",
+) -> None:
+    """Put a base encoder into the lake; the template's parameter Encoder says which one training starts from."""
+    from retrue.training import encoder as encoders  # torch takes seconds to import
+
+    stack, name = target(context).stack(), name or Path(source).name
+    with steps() as tell:
+        tell(f"fetching {source}")
+        folder = encoders.resolve(source, target(context).home.encoders)
+        tell("uploading")
+        stack.lake.upload_folder(folder, f"{lake.ENCODERS}{name}/")
+    err.print(f"encoder {name} is in the lake; deploy with Encoder={name} to train from it")
+
+
 # helpers of the commands
 def _pairs(values: list[str] | None) -> dict[str, str]:
     wrong = [value for value in values or () if "=" not in value]
