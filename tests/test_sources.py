@@ -132,7 +132,7 @@ def test_a_gzipped_csv_reads_the_same(tmp_path: Path) -> None:
         (b"text,label\nonly\n", "line 2: fewer cells"),
         (b'text,label\n"never closed,1\n', "line 2: unexpected end of data"),
         (b"text,label\ncaf\xe9,1\n", "is not UTF-8"),
-        (b"text,label\n" + b"x" * 200_000 + b",1\n", "field larger than field limit"),
+        (b"text,label\n" + b"x" * (sources.LONGEST_CELL + 1) + b",1\n", "field larger than field limit"),
     ],
 )
 def test_a_wrong_csv_is_refused_and_its_texts_stay_out_of_the_message(

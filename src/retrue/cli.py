@@ -361,9 +361,7 @@ def data(
 @app.command(epilog="Example: retrue encoder distilbert-base-uncased    or: retrue encoder ./my-bert --as my-bert")
 def encoder(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(help="A folder, a checkpoint on the hub, or the offline default.")
-    ],
+    source: Annotated[str, typer.Argument(help="A folder, a checkpoint on the hub, or the offline default.")],
     name: Annotated[str, typer.Option("--as", help="Name in the lake; the last part of the source unless given.")] = "",
 ) -> None:
     """Put a base encoder into the lake; the template's parameter Encoder says which one training starts from."""

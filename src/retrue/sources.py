@@ -27,6 +27,7 @@ from retrue.errors import BadDataset
 ALIASES = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation", "dev": "validation"}
 UNLABELLED = "unsup"  # aclImdb's folder of reviews without a label
 CHUNK = 1 << 20
+LONGEST_CELL = 1 << 20  # characters; more is a quote that was never closed
 Splits = dict[str, list[Example]]
 
 
@@ -199,6 +200,8 @@ def _download(archive: Archive, part: Path) -> None:
 
 def _csv(path: Path, wanted: list[str]) -> Iterator[dict[str, Any]]:
     opener = gzip.open if path.suffix == ".gz" else open
+    # The csv module has one limit for the whole process: whoever reads says what it needs.
+    csv.field_size_limit(LONGEST_CELL)
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:

@@ -19,7 +19,7 @@ from retrue.stack import Stack
 from retrue.worker import progress_key
 from retrue.workflow import request_retraining
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 START_SECONDS = 60.0  # between a request on the bus and its execution
 JOB_SECONDS = 1_000.0  # a little more than the batch function may take
 err = Console(stderr=True)
