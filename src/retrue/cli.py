@@ -30,7 +30,14 @@ from retrue.workflow import Activity
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOT_PROMOTED = 3
-FIRST = {"epochs": "1", "max_tokens": "96", "frozen_layers": "3", "learning_rate": "2e-4"}  # a minute on two cores
+FIRST = {
+    "epochs": "1",
+    "max_tokens": "96",
+    "frozen_layers": "3",
+    "learning_rate": "2e-4",
+    "batch_size": "16",
+    "max_rows": "2000",
+}
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=__doc__)
 out = Console()
