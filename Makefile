@@ -38,13 +38,14 @@ lock:
 clean: down
 	rm -rf .venv .venv-cloud .venv-sam .retrue
 
-# Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages.
+# Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages. A CPU build finds all that
+# it needs installed already; a GPU build fetches its own.
 .venv/ready: locks/dev.txt pyproject.toml
 	@echo "installing the project's packages into .venv (about 2 GB, once)"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/$(PIP) --require-hashes --no-deps -r locks/dev.txt
 	@.venv/bin/python -c "import torch; assert torch.__version__.startswith('2.13.0')" 2>/dev/null \
-		|| .venv/$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch==2.13.0
+		|| .venv/$(PIP) $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	@.venv/$(PIP) --no-deps --no-build-isolation -e .
 	@.venv/bin/python -m pip check
 	@touch $@

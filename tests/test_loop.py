@@ -20,7 +20,7 @@ from retrue.stack import Stack
 from retrue.terminal import ask, drop, follow
 
 NAMES = {"0": "negative", "1": "positive"}
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2_400)]
 
 
 @pytest.fixture(scope="module")
