@@ -354,3 +354,12 @@ def test_before_the_first_model_the_monitor_is_alive_and_says_so(
     assert report["reasons"] == ["no model is serving yet: run `retrue retrain`"]
     assert published(capsys.readouterr().out)[Metric.HEARTBEAT] == 1.0
     assert lake.get_json("reports/latest.json") == report
+
+
+def test_the_age_of_the_last_check_is_published_from_the_second_check_on(
+    lake: Lake, classifier: Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran(lake, classifier, NOW)
+    assert "CheckAgeHours" not in published(capsys.readouterr().out)
+    ran(lake, classifier, NOW + 3 * HOUR)
+    assert published(capsys.readouterr().out)["CheckAgeHours"] == pytest.approx(3)

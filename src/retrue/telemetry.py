@@ -24,6 +24,7 @@ class Metric(StrEnum):
     MODEL_AGE_HOURS = "ModelAgeHours"
     LABEL_AGE_HOURS = "LabelAgeHours"
     TEXT_AGE_HOURS = "TextAgeHours"
+    CHECK_AGE_HOURS = "CheckAgeHours"
     HEARTBEAT = "Heartbeat"
     JOB_ROWS = "JobRows"
     JOB_REJECTED = "JobRejected"

@@ -107,6 +107,7 @@ def measured(report: Report) -> dict[Metric, float]:
         values[Metric.MODEL_AGE_HOURS] = ages["model_hours"]
         values[Metric.LABEL_AGE_HOURS] = ages["label_hours"]
         values[Metric.TEXT_AGE_HOURS] = ages["text_hours"]
+        values[Metric.CHECK_AGE_HOURS] = ages["check_hours"]
     return {metric: value for metric, value in values.items() if value is not None}
 
 

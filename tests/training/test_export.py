@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from retrue import artifact, dataset, drift, metrics
+from retrue import artifact, corpus, dataset, drift, metrics
 from retrue.artifact import Card
 from retrue.classifier import Classifier
 from retrue.dataset import Example
@@ -180,3 +180,16 @@ def test_fp32_is_shipped_where_int8_was_refused(
     operators = {node.op_type for node in onnx.load(out / artifact.MODEL).graph.node}
     assert "MatMul" in operators
     assert "MatMulInteger" not in operators
+
+
+def test_more_than_two_classes_are_trained_exported_and_served(tiny_encoder: Path, tmp_path: Path) -> None:
+    films, kitchen = (corpus.generate(seed=3, rows=120, domain=domain) for domain in ("films", "kitchen"))
+    rows = films + [dataclasses.replace(row, label="kitchen") for row in kitchen]
+    data = dataset.write(tmp_path / "data", {"train": rows}, name="three", source="synthetic", synthetic=True)
+    settings = finetune.Settings(learning_rate=3e-3, epochs=2, batch_size=16, max_tokens=64)
+    result = finetune.finetune(tiny_encoder, data, settings, tmp_path / "checkpoint")
+    folder = export.export(tmp_path / "checkpoint", data, result, tmp_path / "model", created=CREATED)
+    scored = Classifier.open(folder).score(kitchen[0].text)
+    assert list(scored.scores) == ["kitchen", "negative", "positive"]
+    assert sum(scored.scores.values()) == pytest.approx(1)
+    assert scored.label == "kitchen"

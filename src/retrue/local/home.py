@@ -14,7 +14,6 @@ ENVIRONMENT = "local"
 REGION = "us-east-1"
 # The local cloud takes this pair for the owner of the account; it is worth nothing anywhere else.
 ACCESS_KEY = SECRET_KEY = "test"
-ACCOUNT = "000000000000"
 STACK = f"retrue-{ENVIRONMENT}"
 
 
