@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from retrue import dataset, retraining, sources
+from retrue import dataset, promotion, sources
 from retrue.dataset import Example
 from retrue.local import machine
 from retrue.records import id_ms
@@ -133,7 +133,7 @@ def test_the_circle_closes_on_real_reviews(
     assert stack.status()["alias_version"] == after["alias_version"]
 
     # rollback restores the former version
-    entry = retraining.roll_back(stack.lake, stack.release, "test", _now(stack))
+    entry = promotion.roll_back(stack.lake, stack.release, "test", _now(stack))
     assert (entry.version, entry.model) == (before["alias_version"], before["model_version"])
     assert stack.http("GET", "/v1/health")["model"] == first["model"]
     assert [line.action for line in stack.lake.ledger()] == ["promoted", "promoted", "rejected", "rolled-back"]

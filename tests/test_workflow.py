@@ -1,6 +1,7 @@
 """The workflow from outside, on a cloud that lives in this process, and on recorded answers where it has none."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -13,11 +14,12 @@ from botocore.stub import ANY, Stubber
 from moto import mock_aws
 
 from retrue.errors import StackError
-from retrue.workflow import Activity, Task, Workflow, request_retraining
+from retrue.workflow import Activity, Task, Workflow, begin, request_retraining
 
 ACCOUNT = "arn:aws:states:eu-central-1:123456789012"
 MACHINE = f"{ACCOUNT}:stateMachine:retrain"
 QUEUE = f"{ACCOUNT}:activity:train"
+LONG = f"{ACCOUNT}:execution:retrue-test-retrain:" + "0f1e2d3c-" * 9
 TASK = Task("token-1", {"TrainingJobName": "retrue-1"})
 TELL: dict[str, Callable[[Activity], bool]] = {
     "send_task_heartbeat": lambda activity: activity.heartbeat(TASK),
@@ -170,3 +172,22 @@ def test_answers_go_out_as_json_and_long_causes_keep_their_end(states: Stubber) 
     activity.succeed(TASK, {"done": True})
     activity.fail(TASK, "TrainingFailed", "x" * 50_000 + "the end.")
     activity.fail(TASK, "TrainingFailed", "short")
+
+
+@pytest.mark.parametrize("execution", [LONG, "arn:x", LONG.upper() + ":ü_/."])
+def test_a_run_has_a_name_that_sagemaker_takes(execution: str) -> None:
+    run = begin(execution, None, {"reason": "the texts drifted"})["run"]
+    assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", run)
+    assert begin(execution, "arn:other", {})["run"] == run
+    assert begin(execution + "2", None, {})["run"] != run
+
+
+@pytest.mark.parametrize(("oldest", "alone"), [(None, True), (LONG, True), (LONG + "2", False)])
+def test_only_the_oldest_execution_goes_on(oldest: str | None, alone: bool) -> None:
+    assert begin(LONG, oldest, {"reason": "the texts drifted"})["alone"] is alone
+
+
+def test_a_request_keeps_what_it_says_and_always_has_a_reason() -> None:
+    request = {"reason": "drift", "settings": {"epochs": "1"}}
+    assert begin(LONG, None, request)["request"] == request
+    assert begin(LONG, None, {"model": "m"})["request"] == {"reason": "no reason given", "model": "m"}

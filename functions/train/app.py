@@ -11,12 +11,12 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from retrue import registry, retraining, settings
+from retrue import evaluation, promotion, registry, settings, snapshot
 from retrue.artifact import CARD, Card
 from retrue.lake import MODELS, Lake
 from retrue.records import LedgerEntry
 from retrue.release import Release, serving_model
-from retrue.workflow import Workflow
+from retrue.workflow import Workflow, begin
 
 logger = Logger(service="train")
 
@@ -40,12 +40,12 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
     match event["step"]:
         case "begin":
             oldest = Workflow(config.state_machine_arn).oldest_running()
-            answer = retraining.begin(event["execution"], oldest, event["request"])
+            answer = begin(event["execution"], oldest, event["request"])
         case "snapshot":
-            answer = retraining.snapshot(store, config, event["run"], event["request"], _now())
+            answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
         case "evaluate":
             champion = serving_model(config.model_parameter)
-            answer = retraining.evaluate(store, config, champion, event["artifacts"], event["dataset"])
+            answer = evaluation.evaluate(store, config, champion, event["artifacts"], event["dataset"])
         case "register":
             model = event["candidate"]["model"]
             card = Card.of(store.get_json(f"{MODELS}{model}/{CARD}"))
@@ -66,16 +66,16 @@ def release(event: dict[str, Any], context: Any) -> dict[str, Any]:
     answer: dict[str, Any] | LedgerEntry
     match event["step"]:
         case "publish":
-            answer = retraining.publish(store, target, event["model"], event["run"])
+            answer = promotion.publish(store, target, event["model"], event["run"])
         case "validate":
-            answer = retraining.validate(store, target, event["model"], event["version"])
+            answer = promotion.validate(store, target, event["model"], event["version"])
         case "promote":
             what = (event["run"], event["request"], event["candidate"], event["version"])
-            answer = retraining.promote(store, target, *what, _now())
+            answer = promotion.promote(store, target, *what, _now())
         case "reject":
-            answer = retraining.reject(store, target, event["run"], event["request"], event["candidate"], _now())
+            answer = promotion.reject(store, target, event["run"], event["request"], event["candidate"], _now())
         case "fail":
-            answer = retraining.fail(store, target, event["execution"], event["error"], _now())
+            answer = promotion.fail(store, target, event["execution"], event["error"], _now())
         case unknown:
             raise ValueError(f"no step is named {unknown!r}")
     told = dataclasses.asdict(answer) if isinstance(answer, LedgerEntry) else answer

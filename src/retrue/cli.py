@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.table import Table
 
-from retrue import dataset, lake, retraining
+from retrue import dataset, lake, promotion
 from retrue.errors import RetrueError, StackError
 from retrue.local import machine
 from retrue.local.home import STACK, Home, session, stop
@@ -271,7 +271,7 @@ def promote(
     stack = target(context).stack()
     if model == "current":
         model = stack.status()["model_version"]
-    retraining.model_uri(stack.lake, model)
+    promotion.model_uri(stack.lake, model)
     _run(stack, {"reason": reason, "model": model}, wait, as_json)
 
 
@@ -284,7 +284,7 @@ def rollback(
 ) -> None:
     """Move the alias back to the version that served before, at once."""
     stack = target(context).stack()
-    entry = retraining.roll_back(stack.lake, stack.release, reason, time.time_ns() // 1_000_000, version or None)
+    entry = promotion.roll_back(stack.lake, stack.release, reason, time.time_ns() // 1_000_000, version or None)
     show(json.loads(entry.to_json())) if as_json else err.print(f"version {entry.version} serves model {entry.model}")
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from retrue import jobs, retraining
+from retrue import jobs
 from retrue.errors import BadInput, NotFound, StackError
 from retrue.records import Job
 from retrue.stack import Stack
 from retrue.worker import progress_key
-from retrue.workflow import request_retraining
+from retrue.workflow import request_retraining, run_of
 
 POLL_SECONDS = 1.0
 START_SECONDS = 60.0  # between a request on the bus and its execution
@@ -62,7 +62,7 @@ def ask(stack: Stack, detail: dict[str, Any]) -> str:
 
 def follow(stack: Stack, execution: str) -> dict[str, Any]:
     """Show the states and the training's progress until the execution ends."""
-    run = retraining.begin(execution, None, {})["run"]
+    run = run_of(execution)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err) as bars:
         task = bars.add_task("waiting", total=1.0)

@@ -3,6 +3,7 @@
 This module alone knows Step Functions and EventBridge.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,17 @@ def request_retraining(bus: str, environment: str, detail: dict[str, Any], event
         raise StackError(f"the event bus refused the request: {answer['Entries'][0].get('ErrorMessage', 'no reason')}")
     event: str = answer["Entries"][0]["EventId"]
     return event
+
+
+def run_of(execution: str) -> str:
+    """The short name of an execution's run: at most 63 characters of [a-z0-9-], as SageMaker wants it."""
+    return "retrue-" + hashlib.sha256(execution.encode()).hexdigest()[:16]
+
+
+def begin(execution: str, oldest: str | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Whether this execution may go on, the name of its run, and the request with a reason in any case."""
+    alone = oldest in (None, execution)
+    return {"alone": alone, "run": run_of(execution), "request": {"reason": "no reason given", **request}}
 
 
 class Workflow:

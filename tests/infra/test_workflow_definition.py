@@ -13,7 +13,7 @@ import yaml
 from botocore.validate import validate_parameters
 from moto import mock_aws
 
-from retrue import dataset, lake, retraining, worker
+from retrue import dataset, lake, snapshot, worker, workflow
 from retrue.dataset import Example
 from retrue.lake import Lake
 from retrue.local import localize
@@ -79,8 +79,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         store.upload_folder(folder, f"{lake.DATASETS}{folder.name}/")
         store.put(lake.CURRENT_DATASET, folder.name.encode())
         settings = Steps("lake", "dev", "/retrue/dev/model", "arn:machine")
-        run = retraining.begin("arn:execution", None, {})["run"]
-        found: dict[str, Any] = retraining.snapshot(store, settings, run, {"settings": {"epochs": 2}}, 0)["job"]
+        run = workflow.run_of("arn:execution")
+        found: dict[str, Any] = snapshot.snapshot(store, settings, run, {"settings": {"epochs": 2}}, 0)["job"]
     return found
 
 

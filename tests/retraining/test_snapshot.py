@@ -1,0 +1,205 @@
+"""What a retraining learns from, on a cloud that lives in this process."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.validate import validate_parameters
+
+from retrue import dataset
+from retrue.dataset import Example
+from retrue.errors import BadDataset, NotFound, WrongSetting
+from retrue.lake import Lake
+from retrue.records import Label, iso, new_id
+from retrue.settings import Steps
+from retrue.snapshot import is_test, pairs
+from retrue.snapshot import snapshot as take
+
+NOW = 1_767_259_800_000  # 2026-01-01T09:30Z
+HOUR = 3_600_000
+SETTINGS = Steps(
+    bucket="retrue-test", environment="test", model_parameter="/retrue/test/model", state_machine_arn="arn:retrain"
+)
+REQUEST = {"reason": "the texts drifted"}
+
+
+def base_of(store: Lake, tmp_path: Path) -> tuple[str, dict[str, list[Example]]]:
+    """A small base set in the lake and in use; its id and its rows."""
+
+    def rows(split: str, count: int) -> list[Example]:
+        return [Example(f"{split} review {n}", ("negative", "positive")[n % 2], group=f"g{n}") for n in range(count)]
+
+    splits = {"train": rows("train", 30), "validation": rows("validation", 10), "test": rows("test", 10)}
+    folder = dataset.write(tmp_path / "base", splits, name="reviews", source="a test", notice="made up")
+    store.upload_folder(folder, f"datasets/{folder.name}/")
+    store.put("datasets/current", folder.name.encode() + b"\n")
+    return folder.name, {split: dataset.read(folder, split) for split in dataset.SPLITS}
+
+
+def told(text: str | None, label: str, hours_ago: float = 1.0, id: str = "") -> Label:
+    ms = NOW - round(hours_ago * HOUR)
+    id = id or new_id(ms, hashlib.sha256(f"{text} {label}".encode()).digest())
+    return Label(id, iso(ms), label, "m1", "positive", {"negative": 0.25, "positive": 0.75}, "http", text)
+
+
+def snapshot(store: Lake, request: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    chosen = Steps(**{**vars(SETTINGS), **settings})
+    return take(store, chosen, "retrue-1", {**REQUEST, **(request or {})}, NOW)
+
+
+def snapped(store: Lake, tmp_path: Path, **settings: Any) -> dict[str, list[Example]]:
+    """The rows of the dataset that a snapshot makes."""
+    id = snapshot(store, **settings)["dataset"]
+    store.download_folder(f"datasets/{id}/", tmp_path / id)
+    return {split: dataset.read(tmp_path / id, split) for split in dataset.SPLITS}
+
+
+def test_without_feedback_the_base_set_is_used_as_it_is(lake: Lake, tmp_path: Path) -> None:
+    base, _ = base_of(lake, tmp_path)
+    before = list(lake.keys(""))
+    found = snapshot(lake, train_backend="sagemaker", train_seconds=3_600)
+    assert (found["dataset"], found["backend"]) == (base, "sagemaker")
+    assert list(lake.keys("")) == before
+    job = found["job"]
+    assert job["TrainingJobName"] == "retrue-1"
+    assert job["HyperParameters"] == {"encoder_name": "minilm-l6-distilbert"}
+    assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 3_600}
+    assert job["OutputDataConfig"] == {"S3OutputPath": "s3://retrue-test/runs/"}
+    channels = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in job["InputDataConfig"]}
+    assert channels == {
+        "dataset": f"s3://retrue-test/datasets/{base}/",
+        "encoder": "s3://retrue-test/encoders/minilm-l6-distilbert/",
+    }
+
+
+def test_the_job_is_one_that_sagemaker_takes(lake: Lake, tmp_path: Path) -> None:
+    base_of(lake, tmp_path)
+    job = snapshot(lake, {"settings": {"epochs": 2, "learning_rate": 1e-4}})["job"]
+    # What the workflow's state adds to it.
+    rest = {
+        "AlgorithmSpecification": {"TrainingImage": "image", "TrainingInputMode": "File"},
+        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50},
+        "RoleArn": "arn:aws:iam::123456789012:role/retrue-test-train",
+    }
+    model = boto3.client("sagemaker").meta.service_model.operation_model("CreateTrainingJob")
+    validate_parameters({**job, **rest}, model.input_shape)
+
+
+def test_labelled_texts_join_the_base_set(lake: Lake, tmp_path: Path) -> None:
+    base, rows = base_of(lake, tmp_path)
+    texts = [f"a text from production {n}" for n in range(40)]
+    lake.write_labels([told(text, ("positive", "negative")[n % 2]) for n, text in enumerate(texts)])
+    found = snapshot(lake)
+    assert found["dataset"] != base
+    lake.download_folder(f"datasets/{found['dataset']}/", tmp_path / "new")
+    manifest = dataset.read_manifest(tmp_path / "new")
+    assert manifest.id == found["dataset"]
+    assert (manifest.name, manifest.notice, manifest.synthetic) == ("reviews", "made up", False)
+    assert manifest.source == f"dataset {base} and 40 labelled texts from production"
+    merged = {split: dataset.read(tmp_path / "new", split) for split in dataset.SPLITS}
+    for split, held in rows.items():
+        assert [row for row in merged[split] if row.source == "base"] == held
+    fresh = {split: {row.text for row in merged[split] if row.source == "feedback"} for split in merged}
+    assert fresh["train"] | fresh["test"] == set(texts)
+    assert fresh["test"] == {text for text in texts if is_test(text)}
+    assert not fresh["validation"]
+    assert snapshot(lake) == found  # the same feedback makes the same dataset
+
+
+def test_what_was_said_last_about_a_prediction_counts(lake: Lake, tmp_path: Path) -> None:
+    base_of(lake, tmp_path)
+    id = new_id(NOW - 9 * HOUR, bytes(10))
+    for label, hours in (("positive", 3), ("negative", 2), ("positive", 5)):
+        lake.write_labels([told("a plain film", label, hours, id)])
+    merged = snapped(lake, tmp_path)
+    assert [row.label for rows in merged.values() for row in rows if row.text == "a plain film"] == ["negative"]
+
+
+def test_what_was_said_last_about_a_text_counts_when_it_was_asked_several_times(lake: Lake, tmp_path: Path) -> None:
+    base_of(lake, tmp_path)
+    for number, (label, hours) in enumerate((("positive", 3), ("negative", 2), ("positive", 5))):
+        lake.write_labels([told("a plain film", label, hours, new_id(NOW - 9 * HOUR, bytes([number] * 10)))])
+    merged = snapped(lake, tmp_path)
+    assert [row.label for rows in merged.values() for row in rows if row.text == "a plain film"] == ["negative"]
+
+
+@pytest.mark.parametrize("split", dataset.SPLITS)
+def test_a_correction_of_a_base_text_counts_and_leaves_it_in_its_split(lake: Lake, tmp_path: Path, split: str) -> None:
+    _, rows = base_of(lake, tmp_path)
+    other = {"negative": "positive", "positive": "negative"}
+    # Of all rows of the split, so that both sides of the hash are among them.
+    lake.write_labels([told(row.text, other[row.label]) for row in rows[split]])
+    merged = snapped(lake, tmp_path)
+    assert {row.text: row.label for row in merged[split]} == {row.text: other[row.label] for row in rows[split]}
+    for rest in set(dataset.SPLITS) - {split}:
+        assert merged[rest] == rows[rest]
+
+
+def test_texts_not_kept_unknown_labels_and_old_labels_are_left_out(lake: Lake, tmp_path: Path) -> None:
+    base_of(lake, tmp_path)
+    changed = new_id(NOW - 9 * HOUR, bytes(10))
+    lake.write_labels([told(None, "negative"), told("", "negative"), told("odd", "neutral"), told(" \n", "negative")])
+    lake.write_labels([told("old", "negative", hours_ago=24 * 31)])
+    lake.write_labels([told("retold", "negative", 8, changed)])
+    lake.write_labels([told("retold", "neutral", 7, changed)])
+    merged = snapped(lake, tmp_path, feedback_days=30)
+    assert not [row for rows in merged.values() for row in rows if row.source == "feedback"]
+    older = snapped(lake, tmp_path, feedback_days=60)
+    assert [row.text for rows in older.values() for row in rows if row.source == "feedback"] == ["old"]
+
+
+def test_a_quarter_of_the_labelled_texts_judges_and_is_never_trained_on(lake: Lake, tmp_path: Path) -> None:
+    base_of(lake, tmp_path)
+    texts = [f"text {n} of many" for n in range(800)]
+    lake.write_labels([told(text, "positive", 3) for text in texts[:400]])
+    first = snapped(lake, tmp_path)
+    # Later: more texts, and the old ones predicted and labelled once more.
+    lake.write_labels([told(text, "negative", 1) for text in texts])
+    second = snapped(lake, tmp_path)
+    sides = [{split: {row.text for row in rows} for split, rows in found.items()} for found in (first, second)]
+    assert sides[0]["test"] <= sides[1]["test"]
+    assert sides[0]["train"] <= sides[1]["train"]
+    assert not sides[1]["train"] & sides[1]["test"]
+    assert 0.2 < len(sides[1]["test"] & set(texts)) / 800 < 0.3
+
+
+def test_a_request_may_choose_dataset_and_settings(lake: Lake, tmp_path: Path) -> None:
+    base, _ = base_of(lake, tmp_path)
+    lake.put("datasets/current", b"another")
+    request = {"dataset": base, "settings": {"epochs": 3, "max_tokens": "96"}}
+    found = snapshot(lake, request, train_settings="epochs=1, batch_size = 8", encoder="tiny")
+    assert found["dataset"] == base
+    chosen = found["job"]["HyperParameters"]
+    assert chosen == {"encoder_name": "tiny", "epochs": "3", "batch_size": "8", "max_tokens": "96"}
+
+
+def test_without_a_dataset_in_use_the_error_says_how_to_choose_one(lake: Lake) -> None:
+    with pytest.raises(BadDataset, match="no dataset is in use yet: run `retrue data"):
+        snapshot(lake)
+
+
+def test_a_dataset_that_is_not_there_is_named(lake: Lake) -> None:
+    with pytest.raises(NotFound, match="s3://retrue-test/datasets/gone/"):
+        snapshot(lake, {"dataset": "gone"})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {}),
+        (" , ", {}),
+        ("epochs=2", {"epochs": "2"}),
+        (" epochs = 2 ,max_tokens=384,", {"epochs": "2", "max_tokens": "384"}),
+        ("encoder_name=a=b", {"encoder_name": "a=b"}),
+    ],
+)
+def test_training_settings_are_read_from_one_text(text: str, found: dict[str, str]) -> None:
+    assert pairs(text) == found
+
+
+@pytest.mark.parametrize("text", ["epochs", "epochs=2,max_tokens", "=2", "epochs:2"])
+def test_training_settings_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(WrongSetting, match="TRAIN_SETTINGS is not like name=value,name=value"):
+        pairs(text)
