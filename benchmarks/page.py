@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/benchmarks.md"
 PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "numpy")
 
 
-def put(name: str, text: str, page: Path = PAGE) -> None:
+def put(name: str, text: str, page: Path) -> None:
     """Replace what stands between <!-- name --> and <!-- /name -->; ValueError where the page has no such marks."""
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = page.read_text("utf-8").partition(opening)

@@ -61,7 +61,7 @@ def main() -> None:
         counts = dataset.read_manifest(folders["mixed"]).counts
         train = dataset.read(folders["mixed"], "train")
     recent = sum(row.source == "feedback" for row in train)
-    page.put("replay", report(asked, right, tests, (len(train) - recent, recent), counts["validation"]))
+    page.put("replay", report(asked, right, tests, (len(train) - recent, recent), counts["validation"]), page.PAGE)
 
 
 def arguments() -> argparse.Namespace:
@@ -116,8 +116,7 @@ def take(rows: list[Example], count: int) -> list[Example]:
 def predict(checkpoint: Path, texts: Sequence[str], max_tokens: int) -> NDArray[np.int64]:
     """The label's number for each text, by the model that the training left, in fp32."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with finetune.quiet():
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).to(device).eval()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).to(device).eval()
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     tokenizer.enable_truncation(max_tokens)
     tokenizer.enable_padding(pad_id=model.config.pad_token_id)
@@ -176,4 +175,5 @@ def report(
 
 
 if __name__ == "__main__":
+    transformers.logging.disable_progress_bar()
     main()
