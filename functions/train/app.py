@@ -45,7 +45,8 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
         case "evaluate":
             champion = serving_model(config.model_parameter)
-            answer = evaluation.evaluate(store, config, champion, event["artifacts"], event["dataset"])
+            trigger = event["request"]["trigger"]
+            answer = evaluation.evaluate(store, config, champion, event["artifacts"], event["dataset"], trigger)
         case "register":
             model = event["candidate"]["model"]
             card = Card.of(store.get_json(f"{MODELS}{model}/{CARD}"))
