@@ -8,6 +8,7 @@ may be shown worse in no slice of the rows and in nothing else that a user feels
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,15 @@ class Showing:
         if len({len(self.truth), len(self.scores), len(self.tokens), len(self.sources), len(self.recent)}) > 1:
             raise ValueError("the columns differ in length: give every one of them for each row")
 
-    @property
+    @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """The column of the label with the highest score; (n,)."""
         return np.asarray(self.scores.argmax(axis=1))
+
+    @cached_property
+    def right(self) -> Mask:
+        """Which rows it got right; (n,)."""
+        return np.asarray(self.predicted == self.truth)
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def compare(candidate: Showing, champion: Showing, rows: Mask, rules: Rules) -> 
 
 
 def _accuracies(candidate: Showing, champion: Showing, rows: Mask, rules: Rules) -> Comparison:
-    ours, theirs = ((model.predicted == model.truth)[rows] for model in (candidate, champion))
+    ours, theirs = (model.right[rows] for model in (candidate, champion))
     n, gained, lost = len(ours), int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     low, high = metrics.difference(gained, lost, n, 1 - rules.alpha)
     return Comparison(
@@ -333,7 +339,7 @@ def _cost(candidate: Showing, champion: Showing, rules: Rules) -> list[str]:
 def _described(model: Showing) -> dict[str, Any]:
     """One model alone, as plain values."""
     error = metrics.calibration_error(model.scores, model.truth)  # first, since it checks the table
-    n, right = len(model.truth), int((model.predicted == model.truth).sum())
+    n, right = len(model.truth), int(model.right.sum())
     low, high = metrics.interval(right, n)
     return {
         "rows": n,

@@ -178,6 +178,8 @@ def _score(gained: int, lost: int, n: int, difference: float) -> float:
     share = (math.sqrt(linear**2 - 8 * n * constant) - linear) / (4 * n)  # lost rows were this difference true
     spread = n * (2 * share + difference * (1 - difference))
     away = gained - lost - n * difference
+    if away == 0:
+        return 0.0
     return away / math.sqrt(spread) if spread > 0 else math.copysign(math.inf, away)
 
 
