@@ -33,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 LABELS = ("negative", "positive")
 OURS, PEER = "retrue", "transformers.Trainer"
 VALIDATION = 40
+CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -96,17 +97,17 @@ def one(start: Path, folder: Path, out: Path, settings: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
-def predict(checkpoint: Path, start: Path, texts: list[str], most: int) -> list[str]:
+def predict(checkpoint: Path, start: Path, texts: list[str], most: int, device: torch.device = CPU) -> list[str]:
     """The label of each text, from either's checkpoint by the same code."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = Tokenizer.from_file(str(start / "tokenizer.json"))
         held = tokens.write(Path(scratch, "held"), tokenizer, texts, most, "head")
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval().to(device)
         answers = np.zeros(len(texts), dtype=np.int64)
         with torch.inference_mode():
             for rows in batches.passes(np.arange(len(texts)), held.lengths, 8_192):
-                ids, mask = batches.padded(held, rows, model.config.pad_token_id, torch.device("cpu"))
-                answers[rows] = model(input_ids=ids, attention_mask=mask).logits.argmax(-1).numpy()
+                ids, mask = batches.padded(held, rows, model.config.pad_token_id, device)
+                answers[rows] = model(input_ids=ids, attention_mask=mask).logits.argmax(-1).cpu().numpy()
     return [LABELS[column] for column in answers]
 
 
