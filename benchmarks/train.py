@@ -105,7 +105,7 @@ def predict(checkpoint: Path, start: Path, texts: list[str], most: int, device: 
         model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval().to(device)
         answers = np.zeros(len(texts), dtype=np.int64)
         with torch.inference_mode():
-            for rows in batches.passes(np.arange(len(texts)), held.lengths, 8_192):
+            for rows in batches.passes(np.arange(len(texts)), held.lengths, 2_048 if device.type == "cpu" else 65_536):
                 ids, mask = batches.padded(held, rows, model.config.pad_token_id, device)
                 answers[rows] = model(input_ids=ids, attention_mask=mask).logits.argmax(-1).cpu().numpy()
     return [LABELS[column] for column in answers]

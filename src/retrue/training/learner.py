@@ -25,7 +25,9 @@ from retrue.training.settings import Settings
 from retrue.training.tokens import Tokens
 
 CLIP = 1.0
-VALIDATED = 4  # passes without gradients are so many times larger
+# Tokens of a pass: on a CPU what the caches hold, since a larger one is slower; on a GPU what fills it.
+BUDGETS = {"cpu": 1_024, "cuda": 32_768}
+VALIDATED = 2  # passes without gradients are so many times larger
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Learner:
         self.settings, self.cluster = settings, cluster
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", cluster.local) if cuda else torch.device("cpu")
+        self.budget = settings.batch_tokens or BUDGETS[self.device.type]
         self.bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_avx512_bf16_supported()
         self.model = _classifier(encoder, labels, settings).to(self.device)
         self.optimizer = torch.optim.AdamW(_groups(self.model, settings), lr=settings.learning_rate, fused=True)
@@ -61,7 +64,7 @@ class Learner:
         mine = rows[self.cluster.rank :: self.cluster.size]
         # The processes wait for each other's gradients, so one without a row lends a hand that weighs nothing.
         weight = 1 / len(rows) if len(mine) else 0.0
-        passes = batches.passes(mine if len(mine) else rows[:1], tokens.lengths, self.settings.batch_tokens)
+        passes = batches.passes(mine if len(mine) else rows[:1], tokens.lengths, self.budget)
         self.model.train()
         sums = torch.zeros(3, dtype=torch.float64)
         for number, part in enumerate(passes, 1):
@@ -88,7 +91,7 @@ class Learner:
         predicted = torch.zeros(len(tokens), dtype=torch.int64, device=self.device)
         mine = np.arange(len(tokens))[self.cluster.rank :: self.cluster.size]
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            for part in batches.passes(mine, tokens.lengths, VALIDATED * self.settings.batch_tokens):
+            for part in batches.passes(mine, tokens.lengths, VALIDATED * self.budget):
                 ids, mask = batches.padded(tokens, part, self.model.config.pad_token_id, self.device)
                 predicted[part] = self.model(input_ids=ids, attention_mask=mask).logits.argmax(-1)
         return self.cluster.total(predicted).cpu().numpy()

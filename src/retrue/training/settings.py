@@ -16,7 +16,7 @@ class Settings:
     """How to train; each may come from outside as a variable of the same name.
 
     A step takes `batch_size` rows, in passes of at most `batch_tokens` tokens, padding included, whose gradients are
-    added up. `warmup` is a share of all steps. `layer_decay` multiplies the learning rate once more for each layer
+    added up; with 0 a pass is as large as suits the device. `warmup` is a share of all steps. `layer_decay` multiplies the learning rate once more for each layer
     further down (1 for none). `cut` says what is read of a text longer than `max_tokens` (retrue.classifier.cut).
     `frozen_layers` above 0 freezes the embeddings and that many of the lowest layers. `replay_share` is the share of
     base rows among those of an epoch where the dataset also holds labelled feedback (retrue.replay); below 0 rows are
@@ -30,7 +30,7 @@ class Settings:
     learning_rate: float = 1e-4
     epochs: int = 3
     batch_size: int = 32
-    batch_tokens: int = 8_192
+    batch_tokens: int = 0
     max_tokens: int = 256
     cut: str = "head"
     warmup: float = 0.1
@@ -52,7 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         least = {
-            "learning_rate": 1e-12, "epochs": 1, "batch_size": 1, "batch_tokens": 1, "max_tokens": 8, "warmup": 0,
+            "learning_rate": 1e-12, "epochs": 1, "batch_size": 1, "batch_tokens": 0, "max_tokens": 8, "warmup": 0,
             "weight_decay": 0, "layer_decay": 0.01, "label_smoothing": 0, "frozen_layers": 0, "evaluations": 1,
             "patience": 1, "min_gain": 0, "max_rows": 0, "minutes": 0, "until": 1e-6, "checkpoint_minutes": 0,
         }  # fmt: skip
