@@ -1,6 +1,9 @@
 """The benchmarks' page, and the benchmarks themselves as far as a minute goes."""
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -80,3 +83,28 @@ def test_no_row_is_trained_on_and_tested(
     assert {row.source for row in new} == {"feedback"}
     for part in (old, new, *tests.values()):
         assert sum(row.label == "positive" for row in part) * 2 == len(part)
+
+
+def test_the_script_for_gpus_runs_dry_on_a_cpu(real_data: Path, tiny_encoder: Path) -> None:
+    environ = os.environ | {"PYTHON": sys.executable, "ENCODER": str(tiny_encoder), "RETRUE_DATA": str(real_data)}
+    done = subprocess.run(
+        ["/bin/bash", str(PROJECT / "benchmarks/gpu.sh"), "--dry-run"],
+        env=environ, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3_000:]
+    alone, together = (json.loads(line) for line in done.stdout.splitlines())
+    assert (alone["device"].split(" \u00d7")[0], together["device"].split(" \u00d7")[0]) == ("cpu, 1", "cpu, 2")
+    assert alone["rows"] == together["rows"] == 64
+    assert alone["tflops"] > 0
+    assert 0 <= alone["low"] <= alone["accuracy"] <= alone["high"] <= 1
+
+
+def test_the_script_for_gpus_says_what_an_interpreter_lacks(real_data: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # without any package
+    bare.chmod(0o755)
+    environ = os.environ | {"PYTHON": str(bare), "RETRUE_DATA": str(real_data)}
+    command = ["/bin/bash", str(PROJECT / "benchmarks/gpu.sh")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "lacks torch transformers tokenizers" in done.stderr

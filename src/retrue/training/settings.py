@@ -16,14 +16,14 @@ class Settings:
     """How to train; each may come from outside as a variable of the same name.
 
     A step takes `batch_size` rows, in passes of at most `batch_tokens` tokens, padding included, whose gradients are
-    added up; with 0 a pass is as large as suits the device. `warmup` is a share of all steps. `layer_decay` multiplies the learning rate once more for each layer
-    further down (1 for none). `cut` says what is read of a text longer than `max_tokens` (retrue.classifier.cut).
-    `frozen_layers` above 0 freezes the embeddings and that many of the lowest layers. `replay_share` is the share of
-    base rows among those of an epoch where the dataset also holds labelled feedback (retrue.replay); below 0 rows are
-    taken as they come. The `metric` is taken on the validation rows `evaluations` times an epoch; what gains less than
-    `min_gain` is no gain, and `patience` epochs without one end the training. `max_rows` 0 takes every row, `minutes`
-    0 sets no limit. With `until` below 1 the training pauses after that share of its steps. `compile` pays where a
-    long training runs on a GPU, and costs a minute at its start.
+    added up; with 0 a pass is as large as suits the device. `warmup` is a share of all steps. `layer_decay` multiplies
+    the learning rate once more for each layer further down (1 for none). `cut` says what is read of a text longer than
+    `max_tokens` (retrue.classifier.cut). `frozen_layers` above 0 freezes the embeddings and that many of the lowest
+    layers. `replay_share` is the share of base rows among those of an epoch where the dataset also holds labelled
+    feedback (retrue.replay); below 0 rows are taken as they come. The `metric` is taken on the validation rows
+    `evaluations` times an epoch; what gains less than `min_gain` is no gain, and `patience` epochs without one end the
+    training. `max_rows` 0 takes every row, `minutes` 0 sets no limit. With `until` below 1 the training pauses after
+    that share of its steps. `compile` pays where a long training runs on a GPU, and costs a minute at its start.
     """
 
     encoder_name: str = encoder.DEFAULT
