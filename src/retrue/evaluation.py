@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retrue import dataset, gate, lake
-from retrue.artifact import NONE
+from retrue.artifact import NONE, SERVED
 from retrue.classifier import Classifier
 from retrue.dataset import Example
 from retrue.errors import ModelRefused
@@ -26,7 +26,7 @@ def evaluate(store: Lake, settings: Steps, champion_uri: str, artifacts: str, na
         models = [candidate]
         if champion_uri != NONE:
             _, prefix = lake.split_uri(champion_uri)
-            store.download_folder(prefix, root / "champion")
+            store.download_folder(prefix, root / "champion", SERVED)
             models.append(Classifier.open(root / "champion"))
         answers = [[model.score(row.text).label for row in rows] for model in models]
     verdict = gate.decide(

@@ -1,7 +1,7 @@
 """How good a classifier is, with honest intervals, and how far its probabilities can be believed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,12 +95,8 @@ def fit_temperature(logits: NDArray[Any], truth: NDArray[Any]) -> float:
 
 def calibration_error(probabilities: NDArray[Any], truth: NDArray[Any], bins: int = 15) -> float:
     """The expected calibration error of the winning class over equal bins of confidence (Guo et al. 2017, eq. 3)."""
-    scores, y = _rows(probabilities, truth)
-    confidence = scores.max(axis=1)
-    right = scores.argmax(axis=1) == y
-    bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(bin_of, weights=confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
+    found = reliability(probabilities, truth, bins)
+    return sum(bin.count * abs(bin.confidence - bin.accuracy) for bin in found) / sum(bin.count for bin in found)
 
 
 def _rows(values: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -112,3 +108,70 @@ def _rows(values: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[np.float64
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= table.shape[1]:
         raise ValueError(f"truth must hold whole numbers from 0 to {table.shape[1] - 1}")
     return table, y.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The `count` rows whose winning class got a probability in (low, high]; the other two are their means."""
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    count: int
+
+
+def reliability(probabilities: NDArray[Any], truth: NDArray[Any], bins: int = 15) -> list[Bin]:
+    """The reliability diagram over equal bins of confidence (Guo et al. 2017, eq. 1 and 2); empty bins are left out."""
+    scores, y = _rows(probabilities, truth)
+    confidence = scores.max(axis=1)
+    right = scores.argmax(axis=1) == y
+    bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    return [
+        Bin(k / bins, (k + 1) / bins, float(confidence[own].mean()), float(right[own].mean()), int(own.sum()))
+        for k in range(bins)
+        if (own := bin_of == k).any()
+    ]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Accuracy with its exact 95 % interval on the `n` rows of one part, such as by "label" the part "positive"."""
+
+    by: str
+    part: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def slices(right: NDArray[np.bool_], parts: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> list[Slice]:
+    """What a model gets right on parts of the rows: `right` (n,) row by row, `parts` by what they are cut by.
+
+    Each part is a mask (n,). An empty part is left out, and so is a cut into a single part: it says what all rows say.
+    """
+    found = []
+    for by, masks in parts.items():
+        filled = {part: mask for part, mask in masks.items() if mask.any()}
+        for part, mask in filled.items() if len(filled) > 1 else ():
+            n, hits = int(mask.sum()), int(right[mask].sum())
+            found.append(Slice(by, part, n, hits / n, *interval(hits, n)))
+    return found
+
+
+def groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """The rows of each value, as masks, by the value's alphabetical order."""
+    column = np.array(values, dtype=object)
+    return {value: np.asarray(column == value) for value in sorted(set(values))}
+
+
+def terciles(lengths: Sequence[int], unit: str) -> dict[str, NDArray[np.bool_]]:
+    """The shortest, the middle and the longest third of the rows, as masks, named by their limits."""
+    values = np.asarray(lengths)
+    low, high = (int(value) for value in np.quantile(values, [1 / 3, 2 / 3], method="inverted_cdf"))
+    return {
+        f"up to {low:,} {unit}": values <= low,
+        f"{low + 1:,} to {high:,} {unit}": (values > low) & (values <= high),
+        f"over {high:,} {unit}": values > high,
+    }

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from retrue import dataset as datasets
+from retrue import metrics
 from retrue import settings as settings_of
 from retrue.errors import BadDataset, TrainingFailed, WrongSetting
 from retrue.records import Record
@@ -97,6 +98,13 @@ class Result(Record):
     device: str
     bf16: bool
     history: list[dict[str, float]]
+    metric: float = 0.0
+    paused: bool = False
+    padding: float = 0.0
+    peak_memory_mb: float = 0.0
+    code: str = ""
+    losses: list[list[float]] = field(default_factory=list)
+    encoder_sha256: str = ""
 
 
 def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progress: Progress = silent) -> Result:
@@ -136,6 +144,7 @@ def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progre
     total = steps_per_epoch * settings.epochs
     warm = max(1, round(total * settings.warmup))
     history: list[dict[str, float]] = []
+    curve: list[list[float]] = []
     best: dict[str, torch.Tensor] = {}
     best_accuracy, stale, step, tokens, training_seconds = -1.0, 0, 0, 0, 0.0
     limit = began + settings.minutes * 60 if settings.minutes else math.inf
@@ -171,6 +180,7 @@ def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progre
                 if not math.isfinite(value):
                     raise TrainingFailed(f"the loss is {value} after {step} steps: lower learning_rate")
                 losses, seen = losses + value * len(rows), seen + len(rows)
+                curve.append([step, value])
                 tokens += sum(len(train_ids[i]) for i in rows)
                 now = time.monotonic()
                 speed = tokens / (training_seconds + now - epoch_began)
@@ -186,7 +196,9 @@ def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progre
             training_seconds += time.monotonic() - epoch_began
             predicted = _predict(model, validation_ids, settings.batch_size, device, bf16)
             accuracy = float((predicted == validation_truth).mean())
-            history.append({"epoch": epoch + 1, "loss": losses / seen, "accuracy": accuracy})
+            f1 = metrics.quality([labels[i] for i in validation_truth], [labels[i] for i in predicted], labels).f1_macro
+            measured = {"loss": losses / seen, "accuracy": accuracy, "f1_macro": f1}
+            history.append({"step": step, "epoch": epoch + 1, **measured})
             log.info("epoch %d: validation accuracy %.4f", epoch + 1, accuracy)
             stale += 1
             if accuracy > best_accuracy:
@@ -216,6 +228,9 @@ def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progre
         else f"cpu, {torch.get_num_threads()} threads",
         bf16=bf16,
         history=history,
+        metric=best_accuracy,
+        losses=curve,
+        encoder_sha256=facts["sha256"],
     )
 
 
