@@ -5,6 +5,7 @@ the version that serves. `challenger` is on the newest version that does not: it
 refused. The trials of a search are runs below the run of the candidate that came out of it.
 """
 
+import logging
 import os
 import re
 import warnings
@@ -122,6 +123,9 @@ def _client(tracking_uri: str) -> Any:
     if _scheme(tracking_uri) == "arn":
         # SageMaker's plugin signs each request for the server that the process as a whole talks to.
         mlflow.set_tracking_uri(tracking_uri)
+    else:
+        # The same plugin fails at each request to any other server, which MLflow reports and otherwise ignores.
+        logging.getLogger("mlflow.tracking.request_header.registry").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # MLflow's tables use a way to load that SQLAlchemy 2.1 has deprecated.
         warnings.filterwarnings("ignore", "The ``noload`` loader strategy is deprecated", DeprecationWarning)
