@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -179,13 +180,16 @@ def test_a_folder_of_runs_is_refused_with_what_to_do(uri: str) -> None:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[requests.PreparedRequest]:
-    """What is asked of any server; to everything it answers that there is nothing."""
+    """What is asked of any server: it knows no experiment, takes no new one, and to all else has nothing to say."""
     found: list[requests.PreparedRequest] = []
+    refused = {"get-by-name": (404, "RESOURCE_DOES_NOT_EXIST"), "create": (400, "INVALID_PARAMETER_VALUE")}
 
     def send(session: Any, request: requests.PreparedRequest, **more: Any) -> requests.Response:
         found.append(request)
         answer = requests.Response()
-        answer.status_code, answer._content, answer.request = 200, b"{}", request
+        status, code = refused.get(urlsplit(str(request.url)).path.rpartition("/")[2], (200, ""))
+        answer.status_code, answer.request = status, request
+        answer._content = json.dumps({"error_code": code, "message": "no"} if code else {}).encode()
         return answer
 
     monkeypatch.setattr(requests.Session, "send", send)
@@ -195,12 +199,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[requests.PreparedRequest]:
 def test_a_server_is_reached_by_its_address_and_keeps_artefacts_where_it_keeps_them(
     sent: list[requests.PreparedRequest], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from mlflow.exceptions import MlflowException
+
     assert registry.crown("https://mlflow.example.com", "one", "aaa") is None
     assert str(sent[0].url).startswith("https://mlflow.example.com/api/2.0/mlflow/model-versions/search")
-    with pytest.raises(KeyError):  # for want of a real answer
+    with pytest.raises(MlflowException, match="INVALID_PARAMETER_VALUE"):
         register("https://mlflow.example.com", "far", "aaa", BETTER, location="s3://lake/mlflow/")
-    bodies = [json.loads(request.body or "{}") for request in sent if str(request.url).endswith("experiments/create")]
-    assert bodies == [{"name": "retrue-far"}]
+    assert str(sent[-1].url).endswith("/experiments/create")
+    assert json.loads(sent[-1].body or "") == {"name": "retrue-far"}
     assert "WARNING" not in capfd.readouterr().err
 
 
