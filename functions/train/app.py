@@ -46,7 +46,8 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
         case "evaluate":
             champion = serving_model(config.model_parameter)
-            answer = evaluation.evaluate(store, config, champion, event["artifacts"], event["dataset"])
+            what = (event["artifacts"], event["dataset"], event["feedback"])
+            answer = evaluation.evaluate(store, config, champion, *what)
         case "register":
             model = event["candidate"]["model"]
             with tempfile.TemporaryDirectory() as folder:

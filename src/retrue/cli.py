@@ -335,7 +335,7 @@ def data(
     text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     split: Annotated[str, typer.Option(help="Column that says train, validation or test.")] = "",
-    group: Annotated[str, typer.Option(help="Column, such as the film, that a split made here does not cut.")] = "",
+    group: Annotated[str, typer.Option(help="Column, such as the film, whose rows stay in one split.")] = "",
     test: Annotated[Path | None, typer.Option(exists=True, help="A second file, whose rows are for testing.")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="Give a label another name, 1=positive.")] = None,
     use: Annotated[bool, typer.Option("--use", help="Upload it, and train on it from now on.")] = False,
@@ -361,7 +361,7 @@ def data(
     for part, counts in manifest.counts.items():
         table.add_row(part, *(str(counts.get(kind, 0)) for kind in manifest.labels))
     out.print(table)
-    dropped = ", ".join(f"{count} {kind}" for kind, count in manifest.dropped.items())
+    dropped = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in manifest.dropped.items())
     err.print(f"dataset {manifest.id} in {folder}; left out: {dropped}")
 
 

@@ -23,7 +23,8 @@ from retrue.classifier import Classifier, Scored
 from retrue.dataset import Example
 from retrue.training import graph as graphs
 from retrue.training import page, pictures
-from retrue.training.finetune import Progress, Result, quiet, silent
+from retrue.training.finetune import Progress, Result, silent
+from retrue.training.learner import quiet
 
 AGREEMENT = 0.985  # share of compared rows that int8 must label as fp32 does
 TOLERATED_LOSS = 0.005  # of accuracy on them
@@ -59,6 +60,7 @@ def export(
         metrics={},
         settings=result.settings,
         run={},
+        cut=str(result.settings["cut"]),
         layer=graph.layer,
         notice=result.notice,
         data={name: value for name, value in asdict(manifest).items() if name not in ("id", "labels")},

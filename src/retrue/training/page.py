@@ -25,7 +25,7 @@ def render(card: Card) -> str:
     )
     shape.filters |= {"plain": _plain, "percent": _percent, "number": _number}
     text = resources.files(__package__).joinpath("card.md.j2").read_text("utf-8")
-    found, history = card.metrics, card.run["history"]
+    found, metric = card.metrics, card.settings["metric"]
     return shape.from_string(text).render(
         card=card,
         data=card.data,
@@ -34,7 +34,8 @@ def render(card: Card) -> str:
         validation=found["validation"],
         slices=[(by, list(parts)) for by, parts in itertools.groupby(found["slices"], lambda part: part["by"])],
         few=[part for part in found["slices"] if part["high"] - part["low"] > FEW],
-        best=max(history, key=lambda entry: entry["accuracy"]),
+        metric=metric,
+        best=max(card.run["history"], key=lambda entry: entry[metric]),
         narrow=NARROW,
         files=artifact,
     )
