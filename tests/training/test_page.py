@@ -36,7 +36,14 @@ def test_the_page_tells_what_the_card_holds(card: Card, tiny_model: Path) -> Non
     assert text.startswith("# Model card: negative or positive\n")
     assert f"| test | {test['n']} | {test['accuracy']:.1%}".replace("%", " %") in text
     assert card.metrics["int8"]["reason"][4:] in text
-    for said in ("**Synthetic data.**", card.dataset, card.notice, card.data["notice"], "0 duplicates", "| seed | 0 |"):
+    for said in (
+        "**Synthetic data.**",
+        card.dataset,
+        card.notice,
+        card.data["notice"],
+        "0 duplicates",
+        f"| seed | {card.run['seed']} |",
+    ):
         assert said in text
     for part in card.metrics["slices"]:
         assert f"| {part['part']} | {part['n']} |" in text
