@@ -46,7 +46,8 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
         case "evaluate":
             champion = serving_model(config.model_parameter)
-            what = (event["artifacts"], event["dataset"], event["feedback"])
+            trigger = event["request"]["trigger"]
+            what = (event["artifacts"], event["dataset"], trigger, event["feedback"])
             answer = evaluation.evaluate(store, config, champion, *what)
         case "register":
             model = event["candidate"]["model"]

@@ -88,7 +88,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Steps:
-    """Settings of the retraining workflow's data steps: snapshot, evaluate, register."""
+    """Settings of the retraining workflow's data steps: snapshot, evaluate with `gate_…` as its rules, register."""
 
     bucket: str
     environment: str
@@ -101,6 +101,14 @@ class Steps:
     train_settings: str = ""
     feedback_days: int = 365
     maximum_test_rows: int = 5_000
+    gate_metric: str = "accuracy"
+    gate_alpha: float = 0.05
+    gate_margin: float = 0.01
+    gate_slice_margin: float = 0.05
+    gate_latency_factor: float = 1.5
+    gate_size_factor: float = 1.5
+    gate_floor_accuracy: float = 0.0
+    gate_floor_f1: float = 0.0
 
 
 @dataclass(frozen=True)

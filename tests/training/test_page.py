@@ -73,7 +73,10 @@ def test_text_from_outside_is_not_acted_on(card: Card) -> None:
 def test_a_part_with_few_rows_is_named_among_the_limits(card: Card) -> None:
     small = {"by": "source", "part": "feedback", "n": 12, "accuracy": 0.75, "low": 0.428, "high": 0.945}
     text = page.render(dataclasses.replace(card, metrics={**card.metrics, "slices": [small]}))
-    assert 'Source "feedback" has 12 test rows: its accuracy is somewhere between 42.8 % and 94.5 %' in text
+    assert 'source "feedback" 42.8 % to 94.5 % (12 rows).' in text.partition("## Limits")[2]
+    sure = {**small, "n": 1200, "low": 0.724, "high": 0.775}
+    text = page.render(dataclasses.replace(card, metrics={**card.metrics, "slices": [sure]}))
+    assert "On few rows" not in text
 
 
 def test_real_data_are_not_called_synthetic(card: Card) -> None:

@@ -51,5 +51,5 @@ def _percent(share: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Whole numbers with separators, others with four significant digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    """Large and whole numbers with separators, others with four significant digits."""
+    return f"{value:,.0f}" if isinstance(value, int) or value >= 1_000 else f"{value:.4g}"
