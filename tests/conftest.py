@@ -115,6 +115,12 @@ def tiny_model(tiny_encoder: Path, tiny_dataset: Path, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for every test that wants one, since MLflow takes long to make its tables."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """State of a local stack of the tests' own; whatever runs in it is stopped when the tests end."""
     home = Home(tmp_path_factory.mktemp("home"))

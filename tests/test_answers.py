@@ -14,6 +14,7 @@ from retrue.answers import Answers
 from retrue.classifier import Classifier
 from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, TooLarge, UnknownLabel
 from retrue.lake import CAPTURE, FEEDBACK, Lake
+from retrue.metrics import softmax
 from retrue.records import Job, id_ms, iso, new_id
 from retrue.settings import Predict
 
@@ -45,6 +46,16 @@ def test_answers_come_in_the_order_of_the_texts(classifier: Classifier, lake: La
     assert {(one.model, one.time, one.source, id_ms(one.id)) for one in found} == {
         (classifier.model, iso(NOW), "http", NOW)
     }
+
+
+def test_scores_that_are_given_and_kept_are_calibrated(classifier: Classifier, lake: Lake) -> None:
+    temperature = classifier.card.temperature
+    assert abs(temperature - 1) > 0.01  # or nothing is shown
+    (found,) = made(classifier, lake).predict(TEXTS[:1], NOW, os.urandom)
+    calibrated = softmax(classifier.score(TEXTS[0]).logits / temperature)
+    assert list(found.scores.values()) == pytest.approx(calibrated.tolist())
+    assert found.score == pytest.approx(calibrated.max())
+    assert lake.find_prediction(found.id).scores == found.scores
 
 
 def test_every_answer_lies_in_the_lake_when_it_is_given(classifier: Classifier, lake: Lake) -> None:
@@ -140,6 +151,12 @@ def test_a_model_is_fetched_once(classifier: Classifier, lake: Lake, uri: str, t
         lake.s3.delete_object(Bucket="lake", Key=key)
     assert answers.fetch_model(lake, uri, tmp_path).score(TEXTS[0]).scores == classifier.score(TEXTS[0]).scores
     assert [path.name for path in tmp_path.iterdir()] == [classifier.model]
+
+
+def test_what_is_for_people_is_not_fetched(lake: Lake, uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / answers.fetch_model(lake, uri, tmp_path).model
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*artifact.FILES, artifact.MANIFEST])
+    assert len(list(lake.keys("models/"))) == len([*artifact.FILES, artifact.MANIFEST, *artifact.REPORT])
 
 
 def test_before_the_first_promotion_there_is_no_model(lake: Lake, tmp_path: Path) -> None:

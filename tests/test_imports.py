@@ -17,7 +17,7 @@ from retrue import settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 FUNCTIONS = ["predict", "batch", "monitor", "train"]
-EVERYWHERE = {"torch", "transformers", "optimum", "onnx", "onnxscript", "pytest", "moto"}
+EVERYWHERE = {"torch", "transformers", "optimum", "onnx", "onnxscript", "matplotlib", "jinja2", "pytest", "moto"}
 FORBIDDEN = {
     "predict": EVERYWHERE | {"scipy", "sklearn", "mlflow"},
     "batch": EVERYWHERE | {"scipy", "sklearn", "mlflow", "pydantic"},
@@ -34,6 +34,8 @@ OWNERS = {
     "tokenizers": {"classifier", "training"},
     "torch": {"training"},
     "transformers": {"training"},
+    "matplotlib": {"training"},
+    "jinja2": {"training"},
     "mlflow": {"registry"},
     "aws_lambda_powertools": {"telemetry"},
     "pyarrow": {"sources"},

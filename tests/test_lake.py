@@ -126,6 +126,14 @@ def test_a_folder_comes_back_as_it_was_sent(lake: Lake, tmp_path: Path) -> None:
     assert (tmp_path / "in/deep/down/file").read_bytes() == b"\x00\x01"
 
 
+def test_only_the_files_that_are_named_are_fetched(lake: Lake, tmp_path: Path) -> None:
+    for name in ("card.json", "card.md", "deep/card.json"):
+        lake.put(f"models/m1/{name}", b"{}")
+    assert lake.download_folder("models/m1/", tmp_path, ("card.json", "model.onnx")) == [tmp_path / "card.json"]
+    with pytest.raises(NotFound, match="s3://lake/models/m1/"):
+        lake.download_folder("models/m1/", tmp_path, ("model.onnx",))
+
+
 def test_a_folder_that_is_not_there_is_not_found(lake: Lake, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="s3://lake/models/gone/"):
         lake.download_folder("models/gone/", tmp_path)

@@ -144,6 +144,50 @@ def test_tables_that_do_not_fit_are_refused(values: Any, truth: Any, message: st
         metrics.calibration_error(values, truth)
 
 
+def test_reliability_bins_hold_every_row_once_and_give_the_calibration_error() -> None:
+    logits, truth = sample(6, 2.0)
+    scores = metrics.softmax(logits)
+    found = metrics.reliability(scores, truth)
+    assert sum(bin.count for bin in found) == len(truth)
+    assert all(bin.low < bin.confidence <= bin.high and 0 <= bin.accuracy <= 1 for bin in found)
+    gap = sum(bin.count * abs(bin.confidence - bin.accuracy) for bin in found) / len(truth)
+    assert metrics.calibration_error(scores, truth) == pytest.approx(gap)
+    right = sum(bin.count * bin.accuracy for bin in found)
+    assert right == pytest.approx((scores.argmax(axis=1) == truth).sum())
+
+
+def test_a_row_on_the_edge_of_a_bin_belongs_to_the_lower_one() -> None:
+    (first, last) = metrics.reliability(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 1]), bins=2)
+    assert (first.low, first.high, first.confidence, first.accuracy, first.count) == (0.0, 0.5, 0.5, 1.0, 1)
+    assert (last.low, last.high, last.confidence, last.accuracy, last.count) == (0.5, 1.0, 1.0, 0.0, 1)
+
+
+def test_slices_say_what_is_right_in_each_part_with_its_interval() -> None:
+    right = np.array([True] * 6 + [False] * 4)
+    parts = {"label": metrics.groups(["a"] * 5 + ["b"] * 5), "source": metrics.groups(["base"] * 10)}
+    a, b = metrics.slices(right, parts)  # a cut into one part says nothing of its own
+    assert (a.by, a.part, a.n, a.accuracy) == ("label", "a", 5, 1.0)
+    assert (b.by, b.part, b.n, b.accuracy) == ("label", "b", 5, 0.2)
+    assert (b.low, b.high) == metrics.interval(1, 5)
+
+
+def test_terciles_part_the_rows_by_length_and_name_their_limits() -> None:
+    lengths = [5, 3000, 12, 40, 700, 1]
+    found = metrics.terciles(lengths, "characters")
+    assert list(found) == ["up to 5 characters", "6 to 40 characters", "over 40 characters"]
+    assert [[length for length, own in zip(lengths, mask, strict=True) if own] for mask in found.values()] == [
+        [5, 1],
+        [12, 40],
+        [3000, 700],
+    ]
+
+
+def test_texts_of_one_length_are_one_part() -> None:
+    found = metrics.terciles([7] * 9, "characters")
+    assert [int(mask.sum()) for mask in found.values() if mask.any()] == [9]
+    assert metrics.slices(np.ones(9, bool), {"length": found}) == []
+
+
 # two classifiers on the same rows
 @pytest.mark.parametrize(("gained", "lost"), [(12, 3), (0, 7), (7, 0), (0, 0), (40, 41)])
 def test_the_chance_to_win_by_luck_agrees_with_scipys_exact_test(gained: int, lost: int) -> None:

@@ -5,15 +5,16 @@ Two functions are made of this file: `steps` reads data and judges, `release` al
 
 import dataclasses
 import os
+import tempfile
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from retrue import evaluation, promotion, registry, settings, snapshot
-from retrue.artifact import CARD, Card
-from retrue.lake import MODELS, Lake
+from retrue import artifact, evaluation, promotion, registry, settings, snapshot
+from retrue.lake import MLFLOW, MODELS, Lake
 from retrue.records import LedgerEntry
 from retrue.release import Release, serving_model
 from retrue.workflow import Workflow, begin
@@ -50,9 +51,14 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = evaluation.evaluate(store, config, champion, *what)
         case "register":
             model = event["candidate"]["model"]
-            card = Card.of(store.get_json(f"{MODELS}{model}/{CARD}"))
-            where = (config.mlflow_tracking_uri, config.environment, model, store.uri(f"{MODELS}{model}/"))
-            answer = {"uri": registry.register(*where, card, event["candidate"])}
+            with tempfile.TemporaryDirectory() as folder:
+                store.download_folder(f"{MODELS}{model}/", Path(folder), (artifact.CARD, *artifact.REPORT))
+                uri = registry.register(
+                    config.mlflow_tracking_uri, config.environment, model, store.uri(f"{MODELS}{model}/"),
+                    artifact.read_card(Path(folder)), event["candidate"],
+                    artifacts=Path(folder), location=store.uri(MLFLOW),
+                )  # fmt: skip
+            answer = {"uri": uri}
         case "crown":
             answer = {"version": registry.crown(config.mlflow_tracking_uri, config.environment, event["model"])}
         case unknown:

@@ -114,7 +114,7 @@ def _download(lake: Lake, prefix: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as half:
         try:
-            lake.download_folder(prefix, Path(half) / folder.name)
+            lake.download_folder(prefix, Path(half) / folder.name, artifact.SERVED)
         except NotFound:
             raise ModelRefused("the model that should serve is not in the lake: promote another one") from None
         (Path(half) / folder.name).rename(folder)

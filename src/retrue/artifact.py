@@ -7,11 +7,15 @@ reference.npz    the drift reference, made by this very graph (retrue.drift.Refe
 golden.json      texts and the scores that a healthy copy answers: [{"text", "scores"}]
 card.json        Card: what it is, how it was made, what it scored
 manifest.json    {"files": {name: sha256}}; the model's id is the first 12 digits of this file's own sha256
+
+For people, and not needed to serve:
+
+card.md          the card as a page, with curves.svg, confusion.svg, reliability.svg and slices.svg
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,10 @@ from retrue.records import Record
 MODEL, TOKENIZER, REFERENCE = "model.onnx", "tokenizer.json", "reference.npz"
 GOLDEN, CARD, MANIFEST = "golden.json", "card.json", "manifest.json"
 FILES = (MODEL, TOKENIZER, REFERENCE, GOLDEN, CARD)
+SERVED = (*FILES, MANIFEST)  # what a function fetches before it can answer
+PAGE = "card.md"
+CURVES, CONFUSION, RELIABILITY, SLICES = "curves.svg", "confusion.svg", "reliability.svg", "slices.svg"
+REPORT = (PAGE, CURVES, CONFUSION, RELIABILITY, SLICES)
 PROJECTIONS = 64
 NONE = "none"  # what the pointer to the serving model says before there is one
 
@@ -42,14 +50,15 @@ class Card(Record):
     cut: str = "head"  # what is read of a text longer than max_tokens (retrue.classifier.cut)
     layer: int = 0  # the hidden layer whose mean the projection is taken from
     notice: str = ""  # licence and origin of the weights
+    data: dict[str, Any] = field(default_factory=dict)  # name, source, counts, dropped, synthetic, notice
 
 
 def seal(folder: Path) -> str:
-    """Write the manifest of a folder that holds every file, and return the model's id."""
+    """Write the manifest of a folder that holds every one of FILES, and return the model's id."""
     lacking = [name for name in FILES if not (folder / name).is_file()]
     if lacking:
         raise ModelRefused(f"the model folder lacks {', '.join(lacking)}: train again")
-    files = {name: _sha256(folder / name) for name in FILES}
+    files = {name: _sha256(folder / name) for name in (*FILES, *REPORT) if (folder / name).is_file()}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True))
     return identity(folder)
 
@@ -63,12 +72,16 @@ def identity(folder: Path) -> str:
 
 
 def verify(folder: Path) -> str:
-    """Check every file against the manifest and return the model's id; ModelRefused names what was altered."""
+    """Check every file against the manifest and return the model's id; ModelRefused names what is missing or altered.
+
+    Files for people need not be there, but those that are must be the ones that were sealed.
+    """
     found = identity(folder)
     files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
-    wrong = [name for name, sha in files.items() if not (folder / name).is_file() or _sha256(folder / name) != sha]
-    if wrong or set(FILES) - set(files):
-        raise ModelRefused(f"model {found} is not whole ({', '.join(wrong) or 'files missing'}): promote another one")
+    present = {name for name in (*files, *FILES, *REPORT) if (folder / name).is_file()}
+    wrong = {name for name in present if _sha256(folder / name) != files.get(name)} | (set(FILES) - present)
+    if wrong:
+        raise ModelRefused(f"model {found} is not whole ({', '.join(sorted(wrong))}): promote another one")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrue import dataset, gate, lake
-from retrue.artifact import MODEL, NONE
+from retrue.artifact import MODEL, NONE, SERVED
 from retrue.classifier import Classifier
 from retrue.dataset import Example
 from retrue.errors import ModelRefused
@@ -46,7 +46,7 @@ def evaluate(
         models, sizes = [candidate], [(root / "candidate" / MODEL).stat().st_size]
         if champion_uri != NONE:
             _, prefix = lake.split_uri(champion_uri)
-            store.download_folder(prefix, root / "champion")
+            store.download_folder(prefix, root / "champion", SERVED)
             models.append(Classifier.open(root / "champion"))
             sizes.append((root / "champion" / MODEL).stat().st_size)
         shown = showings(models, sizes, rows)

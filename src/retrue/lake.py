@@ -12,11 +12,12 @@ models/<id>/…                           immutable model folders
 runs/<run>/…                            what one retraining made: model.tar.gz, evaluation
 reports/<time>.json, reports/latest.json    what the monitor saw
 ledger/<ms>.json                        what served when, and why
+mlflow/…                                artefacts of MLflow's runs, where it keeps the runs themselves in a database
 """
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +31,7 @@ from retrue.records import Job, Label, LedgerEntry, Prediction, from_iso, id_ms
 
 INCOMING, LABELS, JOBS, RESULTS = "incoming/", "labels/", "jobs/", "results/"
 CAPTURE, FEEDBACK, DATASETS, ENCODERS = "capture/", "feedback/", "datasets/", "encoders/"
-MODELS, RUNS, REPORTS, LEDGER = "models/", "runs/", "reports/", "ledger/"
+MODELS, RUNS, REPORTS, LEDGER, MLFLOW = "models/", "runs/", "reports/", "ledger/", "mlflow/"
 CURRENT_DATASET, LATEST_REPORT = "datasets/current", "reports/latest.json"
 MISSING = {"NoSuchKey", "404", "NotFound"}
 
@@ -114,9 +115,9 @@ class Lake:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda p: self.upload(p, prefix + p.relative_to(folder).as_posix()), files))
 
-    def download_folder(self, prefix: str, folder: Path) -> list[Path]:
-        """Every object under a prefix, in parallel; the paths written."""
-        keys = list(self.keys(prefix))
+    def download_folder(self, prefix: str, folder: Path, only: Collection[str] | None = None) -> list[Path]:
+        """Every object under a prefix, or those named in `only`, in parallel; the paths written."""
+        keys = [key for key in self.keys(prefix) if only is None or key.removeprefix(prefix) in only]
         if not keys:
             raise NotFound(f"there is nothing under {self.uri(prefix)}")
         paths = [folder / key.removeprefix(prefix) for key in keys]

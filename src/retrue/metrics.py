@@ -5,7 +5,7 @@ rows that the first alone got right, `lost` those that the second alone did.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +169,71 @@ def f1_samples(
     return np.array(
         [(2 * (resampled @ (true * one)) / np.maximum(occur + resampled @ one, 1)).mean(axis=1) for one in said]
     )
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The `count` rows whose winning class got a probability in (low, high]; the other two are their means."""
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    count: int
+
+
+def reliability(probabilities: NDArray[Any], truth: NDArray[Any], bins: int = BINS) -> list[Bin]:
+    """The reliability diagram over equal bins of confidence (Guo et al. 2017, eq. 1 and 2); empty bins are left out."""
+    bin_of, gap = _gaps(probabilities, truth, bins)
+    confidence, right = np.asarray(probabilities).max(axis=1), gap <= 0
+    return [
+        Bin(k / bins, (k + 1) / bins, float(confidence[own].mean()), float(right[own].mean()), int(own.sum()))
+        for k in range(bins)
+        if (own := bin_of == k).any()
+    ]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Accuracy with its exact 95 % interval on the `n` rows of one part, such as by "label" the part "positive"."""
+
+    by: str
+    part: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def slices(right: NDArray[np.bool_], parts: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> list[Slice]:
+    """What a model gets right on parts of the rows: `right` (n,) row by row, `parts` by what they are cut by.
+
+    Each part is a mask (n,). An empty part is left out, and so is a cut into a single part: it says what all rows say.
+    """
+    found = []
+    for by, masks in parts.items():
+        filled = {part: mask for part, mask in masks.items() if mask.any()}
+        for part, mask in filled.items() if len(filled) > 1 else ():
+            n, hits = int(mask.sum()), int(right[mask].sum())
+            found.append(Slice(by, part, n, hits / n, *interval(hits, n)))
+    return found
+
+
+def groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """The rows of each value, as masks, by the value's alphabetical order."""
+    column = np.array(values, dtype=object)
+    return {value: np.asarray(column == value) for value in sorted(set(values))}
+
+
+def terciles(lengths: Sequence[int], unit: str) -> dict[str, NDArray[np.bool_]]:
+    """The shortest, the middle and the longest third of the rows, as masks, named by their limits."""
+    values = np.asarray(lengths)
+    low, high = (int(value) for value in np.quantile(values, [1 / 3, 2 / 3], method="inverted_cdf"))
+    return {
+        f"up to {low:,} {unit}": values <= low,
+        f"{low + 1:,} to {high:,} {unit}": (values > low) & (values <= high),
+        f"over {high:,} {unit}": values > high,
+    }
 
 
 def _score(gained: int, lost: int, n: int, difference: float) -> float:

@@ -34,12 +34,6 @@ RUN = "retrue-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for every test that wants one, since MLflow takes long to make its tables."""
-    return f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}"
-
-
-@pytest.fixture(scope="module")
 def clients() -> dict[str, Any]:
     return {name: boto3.client(name) for name in ("iam", "lambda", "s3", "ssm", "stepfunctions")}
 
@@ -149,6 +143,9 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
 
     number = steps(app, "register", request=REQUEST, candidate=candidate)["uri"].removeprefix("models:/retrue-test/")
     assert number.isdecimal()
+    artefacts = [key for key in lake.keys("mlflow/retrue-test/") if "/artifacts/" in key]
+    assert [key.rpartition("/")[2] for key in artefacts] == sorted([artifact.CARD, *artifact.REPORT])
+    assert lake.get(artefacts[1]) == (tiny_model / artifact.PAGE).read_bytes()
     version = release(app, "publish", model=model)["version"]
     classifier = Classifier.open(tiny_model)
     texts = [item["text"] for item in json.loads((tiny_model / artifact.GOLDEN).read_text())]

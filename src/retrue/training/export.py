@@ -1,68 +1,37 @@
-"""From a checkpoint to a sealed model folder: one ONNX graph, proved against torch, small where that is safe."""
+"""From a checkpoint to a sealed model folder: the graph that ships is chosen, calibrated, measured and described."""
 
 import importlib.metadata
 import json
-import logging
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 import transformers
 from numpy.typing import NDArray
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-from torch import nn
 
 from retrue import artifact, corpus, drift, metrics
 from retrue import dataset as datasets
-from retrue.artifact import PROJECTIONS, Card
+from retrue.artifact import Card
 from retrue.classifier import Classifier, Scored
 from retrue.dataset import Example
-from retrue.errors import TrainingFailed
+from retrue.training import graph as graphs
+from retrue.training import page, pictures
 from retrue.training.finetune import Progress, Result, silent
 from retrue.training.learner import quiet
 
-OPSET = 20
-TOLERANCE = 1e-4  # between torch and the fp32 graph, absolute
-AGREEMENT = 0.985  # share of held-out rows that int8 must label as fp32 does
-TOLERATED_LOSS = 0.005  # of validation accuracy
+AGREEMENT = 0.985  # share of compared rows that int8 must label as fp32 does
+TOLERATED_LOSS = 0.005  # of accuracy on them
 EVALUATED = 2_500  # rows of a split that are scored at most
-COMPARED = 1_000  # rows of a split that are scored by both graphs at most
-PROBED = 8  # lengths at which the graph is compared with torch
-PROJECTION_SEED = 64
+COMPARED = 2_000  # rows that are scored by both graphs at most
+UNTOLD = ("encoder", "notice", "settings", "labels", "seconds", "paused")  # of a Result: the card has them elsewhere
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
-
-
-class Graph(nn.Module):
-    """A classifier whose one forward pass gives logits (batch, labels) and projection (batch, PROJECTIONS).
-
-    The projection is the mean of the middle layer's hidden states over the real tokens, times a Gaussian matrix that
-    depends on the width alone: distances survive it (Johnson and Lindenstrauss 1984), and drift shows in few columns.
-    """
-
-    def __init__(self, model: transformers.PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.layer = round(model.config.num_hidden_layers / 2)
-        width = model.config.hidden_size
-        gaussian = np.random.default_rng(PROJECTION_SEED).standard_normal((width, PROJECTIONS)) / np.sqrt(width)
-        self.register_buffer("matrix", torch.from_numpy(gaussian.astype(np.float32)))
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        answer = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-        weights = attention_mask.unsqueeze(-1).float()
-        mean = (answer.hidden_states[self.layer] * weights).sum(1) / weights.sum(1)
-        return answer.logits, mean @ self.matrix
 
 
 def export(
@@ -74,28 +43,28 @@ def export(
     """
     began = time.monotonic()
     out.mkdir(parents=True)
-    held = {split: _sample(datasets.read(dataset, split)) for split in ("validation", "test")}
     manifest = datasets.read_manifest(dataset)
+    test, validation = (_sample(datasets.read(dataset, split)) for split in ("test", "validation"))
     with quiet():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager")
-    graph = Graph(model.eval()).eval()
-    max_tokens = int(result.settings["max_tokens"])
+    graph = graphs.Graph(model.eval()).eval()
     shutil.copyfile(checkpoint / "tokenizer.json", out / artifact.TOKENIZER)
-
-    def card(precision: str, **more: Any) -> Card:
-        filled: dict[str, Any] = {"temperature": 1.0, "metrics": {}, "run": {}} | more
-        return Card(
-            labels=result.labels,
-            created=created,
-            encoder=result.encoder,
-            precision=precision,
-            max_tokens=max_tokens,
-            dataset=manifest.id,
-            settings=result.settings,
-            layer=graph.layer,
-            notice=result.notice,
-            **filled,
-        )
+    blank = Card(
+        labels=result.labels,
+        created=created,
+        encoder=result.encoder,
+        precision="fp32",
+        max_tokens=int(result.settings["max_tokens"]),
+        temperature=1.0,
+        dataset=manifest.id,
+        metrics={},
+        settings=result.settings,
+        run={},
+        cut=str(result.settings["cut"]),
+        layer=graph.layer,
+        notice=result.notice,
+        data={name: value for name, value in asdict(manifest).items() if name not in ("id", "labels")},
+    )
 
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         progress(0.0, "exporting the graph")
@@ -103,155 +72,106 @@ def export(
         for folder in (full, small):
             folder.mkdir()
             shutil.copyfile(out / artifact.TOKENIZER, folder / artifact.TOKENIZER)
-            (folder / artifact.CARD).write_text(card(folder.name).to_json())
-        _write(graph, full / artifact.MODEL)
-        _prove(graph, full / artifact.MODEL, max_tokens)
+            (folder / artifact.CARD).write_text(blank.to_json())
+        graphs.write(graph, full / artifact.MODEL)
+        graphs.prove(graph, full / artifact.MODEL)
         progress(0.2, "quantising")
-        _quantise(full / artifact.MODEL, small / artifact.MODEL)
+        graphs.quantise(full / artifact.MODEL, small / artifact.MODEL)
         progress(0.3, "comparing int8 with fp32")
-        compared = {split: rows[:COMPARED] for split, rows in held.items()}
-        answers = {
-            folder: {split: _score(folder, rows) for split, rows in compared.items()} for folder in (full, small)
-        }
-        comparison = _compare(compared, answers[full], answers[small])
+        # Test rows first: nothing was chosen by them yet. The validation rows chose the checkpoint by what fp32
+        # answered, so they flatter fp32, and stand in only where there are too few test rows.
+        rows = [*test, *validation]
+        classifiers = {folder: Classifier(folder) for folder in (full, small)}
+        by_both = {folder: _score(classifier, rows[:COMPARED]) for folder, classifier in classifiers.items()}
+        comparison = compare([row.label for row in rows[:COMPARED]], by_both[full], by_both[small])
         chosen = small if comparison["shipped"] else full
         progress(0.7, "scoring the other held-out rows")
-        validation, test = (answers[chosen][split] + _score(chosen, held[split][COMPARED:]) for split in held)
+        answers = by_both[chosen] + _score(classifiers[chosen], rows[COMPARED:])
         shutil.move(chosen / artifact.MODEL, out / artifact.MODEL)
 
     progress(0.9, "calibrating and measuring")
-    truth = np.array([result.labels.index(row.label) for row in held["validation"]])
-    logits = np.array([answer.logits for answer in validation])
-    temperature = metrics.fit_temperature(logits, truth)
-    found: dict[str, Any] = {
-        "validation": asdict(metrics.quality(*_columns(held["validation"], validation), result.labels)),
-        "test": asdict(metrics.quality(*_columns(held["test"], test), result.labels)),
-        "calibration_error_before": metrics.calibration_error(metrics.softmax(logits), truth),
-        "calibration_error": metrics.calibration_error(metrics.softmax(logits / temperature), truth),
-        "int8": comparison,
-    }
-    reference = drift.register(_drift_columns([*validation, *test], temperature))
+    temperature = metrics.fit_temperature(
+        _logits(answers[len(test) :]), np.array([result.labels.index(row.label) for row in validation])
+    )
+    reference = drift.register(
+        drift.columns(
+            np.array([answer.projection for answer in answers]),
+            np.array([answer.tokens for answer in answers]),
+            metrics.softmax(_logits(answers) / temperature),
+        )
+    )
     (out / artifact.REFERENCE).write_bytes(reference.to_bytes())
+    measured = _measure(result.labels, test, answers[: len(test)], temperature)
+    measured["validation"] = asdict(_quality(result.labels, validation, answers[len(test) :]))
+    measured["int8"] = comparison
     run = {
+        **{name: value for name, value in asdict(result).items() if name not in UNTOLD},
         "train_seconds": result.seconds,
-        "tokens_per_second": result.tokens_per_second,
-        "rows": result.rows,
-        "steps": result.steps,
-        "history": result.history,
-        "device": result.device,
-        "bf16": result.bf16,
         "seed": result.settings["seed"],
-        "synthetic_data": manifest.synthetic,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "export_seconds": round(time.monotonic() - began, 3),
     }
-    final = card(chosen.name, temperature=temperature, metrics=found, run=run)
-    (out / artifact.CARD).write_text(final.to_json())
+    card = replace(blank, precision=chosen.name, temperature=temperature, metrics=measured, run=run)
+    (out / artifact.CARD).write_text(card.to_json())
     (out / artifact.GOLDEN).write_text(json.dumps(_golden(out), indent=1))
+    (out / artifact.PAGE).write_text(page.render(card))
+    pictures.draw(card, out)
     artifact.seal(out)
-    progress(1.0, f"{chosen.name} model, {found['test']['accuracy']:.1%} of {len(test)} test rows right")
+    progress(1.0, f"{card.precision} model, {measured['test']['accuracy']:.1%} of {len(test)} test rows right")
     return out
 
 
-def _write(graph: Graph, path: Path) -> None:
-    """Export with free batch and length, and the weights inside the one file."""
-    tokens = torch.randint(0, graph.model.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
-    positions = graph.model.config.max_position_embeddings
-    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=positions)}
-    told = logging.getLogger("torch.onnx._internal.exporter")
-    level = told.level
-    with warnings.catch_warnings():
-        # torch warns of its own deprecated class, and that two inputs share the axes that are meant to be shared.
-        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", "# The axis name: (batch|length) will not be used", UserWarning)
-        told.setLevel(logging.ERROR)  # it warns of torchvision, which no text needs
-        try:
-            torch.onnx.export(
-                graph,
-                (tokens, torch.ones_like(tokens)),
-                path,
-                input_names=["input_ids", "attention_mask"],
-                output_names=["logits", "projection"],
-                dynamic_shapes={"input_ids": shape, "attention_mask": shape},
-                opset_version=OPSET,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        finally:
-            told.setLevel(level)
+def compare(truth: Sequence[str], full: Sequence[Scored], small: Sequence[Scored]) -> dict[str, Any]:
+    """Whether the int8 graph may ship, and the numbers that say so, from what both graphs answer row by row."""
+    labels = [[answer.label for answer in answers] for answers in (full, small)]
+    right = [sum(label == true for label, true in zip(own, truth, strict=True)) for own in labels]
+    agreement = sum(a == b for a, b in zip(*labels, strict=True)) / len(truth)
+    loss = (right[0] - right[1]) / len(truth)
+    shipped = agreement >= AGREEMENT and loss <= TOLERATED_LOSS
+    reason = (
+        f"int8 labels {agreement:.2%} of {len(truth)} held-out rows as fp32 does (at least {AGREEMENT:.1%} wanted) "
+        f"and loses {loss:.2%} of accuracy (at most {TOLERATED_LOSS:.1%} allowed), so "
+        f"{'int8' if shipped else 'fp32'} is shipped"
+    )
+    found = {"rows": len(truth), "agreement": agreement, "accuracy_loss": loss}
+    return {"shipped": shipped, **found, "reason": reason}
 
 
-def _prove(graph: Graph, path: Path, max_tokens: int) -> None:
-    """Compare the graph with torch on random texts of random lengths, padded and not."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    random = np.random.default_rng(0)
-    lengths = [1, max_tokens, *random.integers(1, max_tokens + 1, PROBED - 2).tolist()]
-    for number, length in enumerate(lengths):
-        ids = random.integers(0, graph.model.config.vocab_size, (1 + number % 2, length))
-        mask = np.ones_like(ids)
-        mask[1:, (length + 1) // 2 :] = 0
-        answers = session.run(["logits", "projection"], {"input_ids": ids, "attention_mask": mask})
-        with torch.inference_mode():
-            expected = graph(torch.from_numpy(ids), torch.from_numpy(mask))
-        for name, answer, wanted in zip(("logits", "projection"), answers, expected, strict=True):
-            difference = float(np.abs(answer - wanted.numpy()).max())
-            if not difference <= TOLERANCE:
-                raise TrainingFailed(
-                    f"the exported graph's {name} differ from torch's by {difference:.2g} at {length} tokens "
-                    f"(allowed {TOLERANCE:g}): train again, and keep the torch and onnx versions of the lock file"
-                )
+def _measure(
+    labels: list[str], rows: Sequence[Example], answers: Sequence[Scored], temperature: float
+) -> dict[str, Any]:
+    """What the shipped graph gets right on the test rows, where, and how far its scores can be believed."""
+    truth = np.array([labels.index(row.label) for row in rows])
+    right = np.array([answer.label == row.label for answer, row in zip(answers, rows, strict=True)])
+    raw, calibrated = (metrics.softmax(_logits(answers) / scale) for scale in (1.0, temperature))
+    parts = {
+        "length": metrics.terciles([len(row.text) for row in rows], "characters"),
+        "label": metrics.groups([row.label for row in rows]),
+        "source": metrics.groups([row.source for row in rows]),
+    }
+    return {
+        "test": asdict(_quality(labels, rows, answers)),
+        "slices": [asdict(part) for part in metrics.slices(right, parts)],
+        "truncated": float(np.mean([answer.truncated for answer in answers])),
+        # On rows to which the temperature was not fitted.
+        "calibration_error_before": metrics.calibration_error(raw, truth),
+        "calibration_error": metrics.calibration_error(calibrated, truth),
+        "reliability_before": [asdict(bin) for bin in metrics.reliability(raw, truth)],
+        "reliability": [asdict(bin) for bin in metrics.reliability(calibrated, truth)],
+    }
 
 
-def _quantise(path: Path, target: Path) -> None:
-    """Signed 7-bit weights with a scale per channel: no product overflows on CPUs without VNNI, so all hosts agree."""
-    model = onnx.load(path)
-    # The exporter's own shapes contradict those that the quantiser infers after it has renamed values.
-    del model.graph.value_info[:]
-    add_pre_process_metadata(model)  # the exporter has already folded and inferred what the quantiser would ask for
-    quantize_dynamic(model, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-
-
-def _score(folder: Path, rows: Sequence[Example]) -> list[Scored]:
-    classifier = Classifier(folder)
+def _score(classifier: Classifier, rows: Sequence[Example]) -> list[Scored]:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(classifier.score, [row.text for row in rows]))
 
 
-def _compare(
-    held: dict[str, list[Example]], full: dict[str, list[Scored]], small: dict[str, list[Scored]]
-) -> dict[str, Any]:
-    """Whether the int8 graph may be shipped, and the numbers that say so, from what both answer by split."""
-    labels = [[answer.label for split in held for answer in answers[split]] for answers in (full, small)]
-    truth = [row.label for row in held["validation"]]
-    right = [
-        float(np.mean([answer.label == label for answer, label in zip(answers["validation"], truth, strict=True)]))
-        for answers in (full, small)
-    ]
-    agreement = float(np.mean([a == b for a, b in zip(*labels, strict=True)]))
-    loss = right[0] - right[1]
-    shipped = agreement >= AGREEMENT and loss <= TOLERATED_LOSS
-    reason = (
-        f"int8 labels {agreement:.2%} of {len(labels[0])} held-out rows as fp32 does (at least {AGREEMENT:.1%} "
-        f"wanted) and loses {loss:.2%} of validation accuracy (at most {TOLERATED_LOSS:.1%} allowed), so "
-        f"{'int8' if shipped else 'fp32'} is shipped"
-    )
-    return {"shipped": shipped, "agreement": agreement, "accuracy_loss": loss, "reason": reason}
+def _logits(answers: Sequence[Scored]) -> NDArray[np.float32]:
+    return np.array([answer.logits for answer in answers])
 
 
-def _columns(rows: list[Example], answers: list[Scored]) -> tuple[list[str], list[str]]:
-    return [row.label for row in rows], [answer.label for answer in answers]
-
-
-def _drift_columns(answers: list[Scored], temperature: float) -> NDArray[np.float32]:
-    logits = np.array([answer.logits for answer in answers])
-    return drift.columns(
-        np.array([answer.projection for answer in answers]),
-        np.array([answer.tokens for answer in answers]),
-        metrics.softmax(logits / temperature),
-    )
+def _quality(labels: list[str], rows: Sequence[Example], answers: Sequence[Scored]) -> metrics.Quality:
+    return metrics.quality([row.label for row in rows], [answer.label for answer in answers], labels)
 
 
 def _golden(folder: Path) -> list[dict[str, Any]]:
