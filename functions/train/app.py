@@ -11,7 +11,7 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from retrue import evaluation, promotion, registry, settings, snapshot
+from retrue import evaluation, promotion, registry, search, settings, snapshot, trials
 from retrue.artifact import CARD, Card
 from retrue.lake import MODELS, Lake
 from retrue.records import LedgerEntry
@@ -35,7 +35,7 @@ def _release() -> tuple[Lake, Release]:
 
 @logger.inject_lambda_context
 def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Begin, snapshot, evaluate, register, crown."""
+    """Begin, snapshot, plan, choose, evaluate, register, crown."""
     config, store = _steps()
     match event["step"]:
         case "begin":
@@ -43,6 +43,12 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = begin(event["execution"], oldest, event["request"])
         case "snapshot":
             answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
+        case "plan":
+            what = (event["run"], event["request"], event["job"])
+            answer = trials.plan(store, config, *what, search.kinds(Training))
+        case "choose":
+            what = (event["run"], event["request"], event["job"])
+            answer = trials.choose(store, config, *what, event["rung"], event["results"])
         case "evaluate":
             champion = serving_model(config.model_parameter)
             answer = evaluation.evaluate(store, config, champion, event["artifacts"], event["dataset"])
@@ -50,7 +56,7 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             model = event["candidate"]["model"]
             card = Card.of(store.get_json(f"{MODELS}{model}/{CARD}"))
             where = (config.mlflow_tracking_uri, config.environment, model, store.uri(f"{MODELS}{model}/"))
-            answer = {"uri": registry.register(*where, card, event["candidate"])}
+            answer = {"uri": registry.register(*where, card, event["candidate"], trials.curves(store, event["run"]))}
         case "crown":
             answer = {"version": registry.crown(config.mlflow_tracking_uri, config.environment, event["model"])}
         case unknown:

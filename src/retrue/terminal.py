@@ -5,15 +5,16 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from retrue import jobs
+from retrue import jobs, trials
 from retrue.errors import BadInput, NotFound, StackError
+from retrue.lake import Lake
 from retrue.records import Job
 from retrue.stack import Stack
 from retrue.worker import progress_key
@@ -74,12 +75,9 @@ def follow(stack: Stack, execution: str) -> dict[str, Any]:
                     bars.console.print(f"  {name}", highlight=False)
                 seen = states
                 bars.reset(task, total=1.0, description=states[-1])
-            if seen and seen[-1].startswith("TrainOn"):
-                try:
-                    note = stack.lake.get_json(progress_key(run))
-                    bars.update(task, completed=note["share"], description=f"{seen[-1]}: {note['message']}")
-                except NotFound:
-                    pass  # the program has not said anything yet
+            if seen and seen[-1] == "Train":
+                share, message = _progress(stack.lake, run)
+                bars.update(task, completed=share, description=f"{seen[-1]}: {message}")
             found = stack.workflow.describe(execution)
             if found["status"] != "RUNNING":
                 bars.remove_task(task)
@@ -92,6 +90,20 @@ def follow(stack: Stack, execution: str) -> dict[str, Any]:
     entries = [entry for entry in stack.lake.ledger() if entry.run == run]
     outcome = seen[-1] if seen else ""
     return {"execution": execution, "outcome": outcome, **(json.loads(entries[-1].to_json()) if entries else {})}
+
+
+def _progress(store: Lake, run: str) -> tuple[float, str]:
+    """How far the trainings of a run are: one, or those of the rung that its search is in."""
+    found = trials.read(store, run)
+    names = [trials.job_name(run, found.rung, trial) for trial in found.running] if found else [run]
+    notes: list[dict[str, Any]] = []
+    for name in names:
+        with suppress(NotFound):  # its program has not said anything yet
+            notes.append(store.get_json(progress_key(name)))
+    share = sum(note["share"] for note in notes) / max(1, len(names))
+    told = [note["message"] for note in sorted(notes, key=lambda note: note["share"] < 1)] or ["not begun"]
+    where = f"rung {found.rung + 1} of {len(found.plan.shares)}, {len(names)} trials: " if found else ""
+    return share, where + told[-1]
 
 
 def drop(stack: Stack, file: Path, prefix: str, wait: bool) -> dict[str, Any]:
