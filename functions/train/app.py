@@ -16,6 +16,7 @@ from retrue.artifact import CARD, Card
 from retrue.lake import MODELS, Lake
 from retrue.records import LedgerEntry
 from retrue.release import Release, serving_model
+from retrue.training.settings import Settings as Training
 from retrue.workflow import Workflow, begin
 
 logger = Logger(service="train")

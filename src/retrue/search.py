@@ -24,6 +24,7 @@ LEAST_SHARE = 0.1  # a trial is not judged before this share of its steps
 DRAWS = 20  # for each trial wanted, where equal draws are thrown away
 # What the search itself sets, what every trial must share to be compared, and what is fetched before a trial begins.
 OWN = ("until", "minutes", "metric", "encoder_name")
+CURVES = ("history", "losses")
 KINDS = ("grid", "random")
 RANGES: dict[str, tuple[type, ...]] = {"uniform": (float,), "loguniform": (float,), "randint": (int, float)}
 
@@ -222,6 +223,12 @@ def winner(found: Search) -> Trial:
         reasons = "; ".join(f"trial {trial.name}: {trial.error}" for trial in found.trials if trial.state == "failed")
         raise TrainingFailed(f"no trial of the search reached its end: {reasons}")
     return finished[0]
+
+
+def curves(found: Search) -> list[dict[str, Any]]:
+    """The trials as the registry takes them."""
+    wanted = ("name", "settings", "metric", "state", *CURVES)
+    return [{name: getattr(trial, name) for name in wanted} for trial in found.trials]
 
 
 def _rank(trial: Trial) -> tuple[float, str]:

@@ -3,19 +3,24 @@
 import csv
 import json
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from retrue import jobs, trials
 from retrue.errors import BadInput, NotFound, StackError
 from retrue.lake import Lake
 from retrue.records import Job
+from retrue.search import Search
 from retrue.stack import Stack
 from retrue.worker import progress_key
 from retrue.workflow import request_retraining, run_of
@@ -44,6 +49,59 @@ def steps() -> Iterator[Callable[[str], None]]:
         if before:
             bars.console.print(f"  {before}", highlight=False)
         bars.remove_task(task)
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM asked for an end, so that the work can keep what it has; the second one ends it."""
+    asked = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def trials_shown(searched: bool) -> Callable[[Search], None]:
+    """Tells a search while it goes on: each trial as it begins, and a table whenever a rung is done."""
+    shown = -1
+
+    def show(found: Search) -> None:
+        nonlocal shown
+        if not searched:
+            return
+        if shown < 0:
+            err.print(found.plan.told(), highlight=False)
+        elif found.rung > shown:
+            err.print(trials_table(found))
+        shown = found.rung
+        for trial in found.running:
+            if trial.rungs == found.rung:
+                chosen = ", ".join(f"{name}={value}" for name, value in trial.settings.items())
+                share = found.plan.shares[found.rung]
+                err.print(f"rung {shown + 1} of {len(found.plan.shares)}, trial {trial.name} to {share:.0%}: {chosen}")
+                break
+
+    return show
+
+
+def trials_table(found: Search) -> Table:
+    """The trials of a search, the best first."""
+    names = list(found.plan.settings[0])
+    table = Table("trial", *names, "trained", "validation", "seconds", "state")
+    for trial in sorted(found.trials, key=lambda trial: (-trial.rungs, -(trial.metric or 0.0))):
+        share = found.plan.shares[trial.rungs - 1] if trial.rungs else 0.0
+        metric = "-" if trial.metric is None else f"{trial.metric:.4f}"
+        chosen = [trial.settings[name] for name in names]
+        table.add_row(trial.name, *chosen, f"{share:.0%}", metric, f"{trial.seconds:.0f}", trial.state)
+    return table
 
 
 def ask(stack: Stack, detail: dict[str, Any]) -> str:

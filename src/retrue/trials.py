@@ -85,8 +85,7 @@ def choose(
 def curves(store: Lake, run: str) -> list[dict[str, Any]]:
     """The trials of a run's search as the registry takes them; none where nothing was searched."""
     found = read(store, run)
-    wanted = ("name", "settings", "metric", "state", "history", "losses")
-    return [{name: getattr(trial, name) for name in wanted} for trial in found.trials] if found else []
+    return search.curves(found) if found else []
 
 
 def read(store: Lake, run: str) -> Search | None:

@@ -4,12 +4,14 @@ folder/search.json               the plan, the rung that runs, and what became o
 folder/<trial>/checkpoints/      where a trial goes on from, in its next rung or after an interruption
 folder/<trial>/trained/          what the last rung left: the checkpoint that export takes
 folder/<trial>/result.json       its Result
+folder/model/                    the winner's sealed model folder
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +19,20 @@ import torch
 from retrue import search
 from retrue.errors import TrainingFailed, WrongSetting
 from retrue.search import Plan, Search, Trial
+from retrue.training.export import export
 from retrue.training.finetune import Progress, Result, finetune, never, silent
 from retrue.training.settings import chosen
 
-SEARCH, TRAINED, RESULT = "search.json", "trained", "result.json"
+SEARCH, CHECKPOINTS, TRAINED, RESULT, MODEL = "search.json", "checkpoints", "trained", "result.json", "model"
+START_SECONDS = 20.0  # what a rung takes before its first step
 Heard = Callable[[Search], None]
+
+
+def plan(values: Mapping[str, str], trials: Sequence[dict[str, str]], hours: float) -> Plan:
+    """The rungs of trials that share `values`; WrongSetting where the settings of one are none."""
+    for trial in trials:
+        chosen({**values, **trial})
+    return search.plan(trials, hours * 3600, START_SECONDS, hours * 3600)
 
 
 def key(encoder: Path, dataset: Path, values: Mapping[str, str], plan: Plan) -> str:
@@ -56,13 +67,19 @@ def run(
             _write(kept, found.to_json())
         found = search.halve(found)
         _write(kept, found.to_json())
+        for trial in found.trials:
+            if trial.state != "running":  # a checkpoint is three times the size of its model
+                shutil.rmtree(folder / trial.name / CHECKPOINTS, ignore_errors=True)
     heard(found)
     return found
 
 
-def trained(folder: Path, trial: Trial) -> tuple[Path, Result]:
-    """The checkpoint that a trial's last rung left, and its Result: what `export` wants."""
-    return folder / trial.name / TRAINED, Result.from_json((folder / trial.name / RESULT).read_text())
+def finish(dataset: Path, folder: Path, found: Search, created: str) -> Path:
+    """Export the winner just as its last rung left it; the sealed model folder. Raises what `export` raises."""
+    winner = folder / search.winner(found).name
+    result = Result.from_json((winner / RESULT).read_text())
+    shutil.rmtree(folder / MODEL, ignore_errors=True)  # of an export that was interrupted
+    return export(winner / TRAINED, dataset, result, folder / MODEL, created=created)
 
 
 def _train(
@@ -83,7 +100,7 @@ def _train(
     try:
         settings = chosen({**values, **trial.settings, **own})
         result = finetune(
-            encoder, dataset, settings, place / TRAINED, progress, checkpoints=place / "checkpoints", stop=stop
+            encoder, dataset, settings, place / TRAINED, progress, checkpoints=place / CHECKPOINTS, stop=stop
         )
     except (TrainingFailed, WrongSetting, torch.OutOfMemoryError) as error:
         return dataclasses.replace(trial, state="failed", error=str(error))
