@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from retrue import dataset
 from retrue.dataset import SPLITS, Example
 from retrue.errors import BadDataset
+from retrue.wording import fold
 
 
 def rows(label: str, *texts: str) -> list[Example]:
@@ -29,6 +30,11 @@ def write(root: Path, splits: dict[str, list[Example]]) -> Path:
 
 def texts(folder: Path, split: str) -> set[str]:
     return {row.text for row in dataset.read(folder, split)}
+
+
+def dropped(folder: Path) -> dict[str, int]:
+    """What was dropped, by reason, without the reasons that dropped nothing."""
+    return {reason: count for reason, count in dataset.read_manifest(folder).dropped.items() if count}
 
 
 THREE = {"train": both("apple", "plum"), "validation": both("pear"), "test": both("fig")}
@@ -54,7 +60,7 @@ def test_the_manifest_says_what_is_there(tmp_path: Path) -> None:
         "validation": {"no": 1, "yes": 1},
         "test": {"no": 1, "yes": 1},
     }
-    assert manifest.dropped == {"duplicates": 0, "leaks": 0, "empty": 0}
+    assert manifest.dropped == {"duplicates": 0, "conflicts": 0, "leaks": 0, "group_leaks": 0, "empty": 0}
 
 
 def test_the_same_rows_in_another_order_give_the_same_id_and_the_same_bytes(tmp_path: Path) -> None:
@@ -89,25 +95,63 @@ def test_reading_and_writing_again_gives_the_same_dataset(tmp_path: Path) -> Non
     folder = write(tmp_path / "a", {"train": both(*(f"apple {n}" for n in range(200)))})
     again = write(tmp_path / "b", {split: dataset.read(folder, split) for split in SPLITS})
     assert again.name == folder.name
-    assert dataset.read_manifest(again).dropped == {"duplicates": 0, "leaks": 0, "empty": 0}
+    assert not dropped(again)
 
 
 def test_of_equal_texts_the_first_stays(tmp_path: Path) -> None:
-    feedback = Example("apple no", "yes", source="feedback")
-    folder = write(tmp_path, {**THREE, "train": [feedback, *THREE["train"]]})
-    assert feedback in dataset.read(folder, "train")
-    assert dataset.read_manifest(folder).dropped == {"duplicates": 1, "leaks": 0, "empty": 0}
+    first = Example("Apple, no!", "no", id="1")
+    folder = write(tmp_path, {**THREE, "train": [first, *THREE["train"], Example("apple<br />no", "no")]})
+    assert texts(folder, "train") == {first.text, *(row.text for row in THREE["train"][1:])}
+    assert first in dataset.read(folder, "train")
+    assert dropped(folder) == {"duplicates": 2}
+
+
+def test_texts_that_come_with_two_labels_are_dropped_in_their_split(tmp_path: Path) -> None:
+    torn = [Example("kiwi", "no"), Example("Kiwi.", "yes"), Example("kiwi", "no"), Example("kiwis", "no")]
+    folder = write(tmp_path, {**THREE, "train": [*torn, *THREE["train"]], "test": [*torn[:2], *THREE["test"]]})
+    assert texts(folder, "train") == {row.text for row in [torn[3], *THREE["train"]]}
+    assert texts(folder, "test") == {row.text for row in THREE["test"]}
+    assert dropped(folder) == {"conflicts": 5}
+
+
+def test_the_same_text_with_another_label_in_a_later_split_is_a_leak(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**THREE, "train": [*THREE["train"], Example("FIG NO", "yes")]})
+    assert folder.name == write(tmp_path, THREE).name
+    assert dropped(folder) == {"leaks": 1}
 
 
 def test_a_text_of_test_is_in_no_other_split_and_one_of_validation_not_in_train(tmp_path: Path) -> None:
     leaky = {
-        "train": [*THREE["train"], *THREE["validation"], *THREE["test"]],
+        "train": [*THREE["train"], *THREE["validation"], *rows("no", "Fig, no."), *rows("yes", "FIG no<br />yes")],
         "validation": [*THREE["validation"], *THREE["test"]],
         "test": THREE["test"],
     }
     folder = write(tmp_path, leaky)
     assert folder.name == write(tmp_path, THREE).name
-    assert dataset.read_manifest(folder).dropped == {"duplicates": 0, "leaks": 6, "empty": 0}
+    assert dropped(folder) == {"leaks": 6}
+
+
+def test_a_group_of_test_is_in_no_other_split_and_one_of_validation_not_in_train(tmp_path: Path) -> None:
+    def film(name: str, *reviews: str) -> list[Example]:
+        return [Example(text, label, group=name) for text in reviews for label in ("no", "yes")
+                for text in (f"{text} {label}",)]  # fmt: skip
+
+    clean = {"train": film("A", "apple"), "validation": film("B", "pear"), "test": film("C", "fig")}
+    leaky = {
+        "train": [*clean["train"], *film("B", "plum"), *film("C", "kiwi")],
+        "validation": [*clean["validation"], *film("C", "lime")],
+        "test": clean["test"],
+    }
+    folder = write(tmp_path, leaky)
+    assert folder.name == write(tmp_path, clean).name
+    assert dropped(folder) == {"group_leaks": 6}
+
+
+def test_what_was_left_out_before_is_counted_with_the_rest(tmp_path: Path) -> None:
+    before = {"duplicates": 3, "without_text": 2}
+    given_rows = {**THREE, "train": [*THREE["train"], *THREE["train"][:1]]}
+    folder = dataset.write(tmp_path, given_rows, name="fruit", source="made here", dropped=before)
+    assert dropped(folder) == {"duplicates": 4, "without_text": 2}
 
 
 def test_texts_of_white_space_are_dropped(tmp_path: Path) -> None:
@@ -149,6 +193,7 @@ def test_very_few_rows_still_give_three_splits(tmp_path: Path) -> None:
         ({}, "there are no rows"),
         ({"train": []}, "there are no rows"),
         ({"train": rows("no", "", "  ")}, "every text is empty"),
+        ({"train": [*rows("no", "fig"), *rows("yes", "Fig!")]}, "every text has several labels: check which column"),
         ({**THREE, "train": rows("no", "apple", "plum")}, "only the label 'no'"),
         ({**THREE, "test": rows("maybe", "fig")}, r"test has labels that train never has \(maybe\)"),
         ({"test": both("fig")}, "no rows are left for train"),
@@ -220,9 +265,9 @@ def examples() -> st.SearchStrategy[list[Example]]:
     return st.lists(st.builds(Example, unicode(), label, optional, unicode(), optional), max_size=12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(examples(), examples(), examples())
-def test_any_text_survives_and_no_text_is_twice_in_a_dataset(
+def test_any_text_survives_and_no_wording_or_group_is_twice_in_a_dataset(
     train: list[Example], validation: list[Example], test: list[Example]
 ) -> None:
     anchors = [Example(f"anchor {label}", label) for label in ("no", "yes", "peut-être")]
@@ -231,19 +276,53 @@ def test_any_text_survives_and_no_text_is_twice_in_a_dataset(
     with tempfile.TemporaryDirectory() as root:
         folder = write(Path(root), given_rows)
         read = {split: dataset.read(folder, split) for split in SPLITS}
-        dropped = dataset.read_manifest(folder).dropped
-    every = [row.text for split in SPLITS for row in read[split]]
+        lost = dropped(folder)
+    every = [fold(row.text) for split in SPLITS for row in read[split]]
     assert len(every) == len(set(every))
-    assert set(every) == {row.text for part in given_rows.values() for row in part if row.text.strip()}
-    for split in SPLITS:
-        first = first_of_each(given_rows[split])
-        assert all(row == first[row.text] for row in read[split])
-    assert {row.text for row in read["test"]} == {row.text for row in given_rows["test"] if row.text.strip()}
-    assert len(every) + sum(dropped.values()) == sum(map(len, given_rows.values()))
+    assert len(every) + sum(lost.values()) == sum(map(len, given_rows.values()))
+    held_texts: set[str] = set()
+    held_groups: set[str | None] = set()
+    for split in reversed(SPLITS):
+        first, torn = first_of_each(given_rows[split])
+        expected = {
+            wording: row
+            for wording, row in first.items()
+            if wording not in torn | held_texts and (not row.group or row.group not in held_groups)
+        }
+        assert {fold(row.text): row for row in read[split]} == expected
+        held_texts |= set(expected)
+        held_groups |= {row.group for row in read[split]}
 
 
-def first_of_each(rows: Iterable[Example]) -> dict[str, Example]:
+def first_of_each(rows: Iterable[Example]) -> tuple[dict[str, Example], set[str]]:
+    """The first row of each wording, and the wordings that come with several labels."""
     found: dict[str, Example] = {}
+    torn = set()
     for row in rows:
-        found.setdefault(row.text, row)
-    return found
+        if row.text.strip() and found.setdefault(fold(row.text), row).label != row.label:
+            torn.add(fold(row.text))
+    return found, torn
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 7) | st.none(), st.booleans()), min_size=8, max_size=60),
+    st.sets(st.sampled_from(("validation", "test"))),
+)
+def test_no_group_is_in_two_splits_whoever_cut_them(rows: list[tuple[int | None, bool]], cut: set[str]) -> None:
+    """With feedback among the rows, which knows no group, and any of the held out splits given or cut here."""
+    parts: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for n, (film, recent) in enumerate(rows):
+        split = SPLITS[n % 3] if SPLITS[n % 3] not in cut else "train"
+        group = None if film is None or recent else f"film {film}"
+        parts[split].append(Example(f"text {n}", "no", group, "feedback" if recent else "base"))
+    for n, split in enumerate(SPLITS):
+        parts[split] += [Example(f"anchor {n} {m}", ("no", "yes")[m % 2]) for m in range(8 if split not in cut else 0)]
+    with tempfile.TemporaryDirectory() as root:
+        folder = write(Path(root), parts)
+        read = {split: dataset.read(folder, split) for split in SPLITS}
+        lost = dropped(folder)
+    films = [{row.group for row in read[split]} - {None} for split in SPLITS]
+    assert sum(map(len, films)) == len(set().union(*films))
+    assert lost.keys() <= {"group_leaks"}
+    assert sum(map(len, read.values())) + sum(lost.values()) == sum(map(len, parts.values()))

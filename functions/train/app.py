@@ -52,7 +52,8 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = trials.choose(store, config, *what, event["rung"], event["results"])
         case "evaluate":
             champion = serving_model(config.model_parameter)
-            answer = evaluation.evaluate(store, config, champion, event["artifacts"], event["dataset"])
+            what = (event["artifacts"], event["dataset"], event["feedback"])
+            answer = evaluation.evaluate(store, config, champion, *what)
         case "register":
             model = event["candidate"]["model"]
             card = Card.of(store.get_json(f"{MODELS}{model}/{CARD}"))

@@ -384,7 +384,7 @@ def data(
     for part, counts in manifest.counts.items():
         table.add_row(part, *(str(counts.get(kind, 0)) for kind in manifest.labels))
     out.print(table)
-    dropped = ", ".join(f"{count} {kind}" for kind, count in manifest.dropped.items())
+    dropped = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in manifest.dropped.items())
     err.print(f"dataset {manifest.id} in {folder}; left out: {dropped}")
 
 

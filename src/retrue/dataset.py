@@ -20,9 +20,11 @@ from pathlib import Path
 
 from retrue.errors import BadDataset
 from retrue.records import Record
+from retrue.wording import fold
 
 SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.json"
+REASONS = ("duplicates", "conflicts", "leaks", "group_leaks", "empty")
 CUT = 0.1  # the share of train that stands in for a missing split
 
 
@@ -39,7 +41,12 @@ class Example(Record):
 
 @dataclass(frozen=True, slots=True)
 class Manifest(Record):
-    """What a dataset holds: `counts` by split and label, `dropped` by reason ("duplicates", "leaks", "empty")."""
+    """What a dataset holds: `counts` of rows by split and label, and rows that were `dropped`, by reason.
+
+    "empty" has only white space; "duplicates" have the wording and label of another row of their split; "conflicts"
+    the wording of another row with another label; "leaks" have a wording and "group_leaks" a group that a later split
+    holds. A snapshot adds what it left out of the feedback, and the base rows that feedback "replaced".
+    """
 
     id: str
     name: str
@@ -59,15 +66,18 @@ def write(
     source: str,
     synthetic: bool = False,
     notice: str = "",
+    dropped: Mapping[str, int] | None = None,
 ) -> Path:
     """Clean the splits, cut those that are missing, and return the folder root/<id>, written only where it is not yet.
 
-    Texts of white space only are dropped. Of equal texts in one split the first stays. A text of test is dropped from
-    validation and train, one of validation from train. A missing or empty test, then validation, is cut from train:
-    the groups (texts where there is no group) whose hash is in the lowest tenth, so that a row stays where it is when
-    others come. BadDataset where the rows cannot train a classifier.
+    Texts are equal where their wording is. Those of white space only are dropped, then each split is settled. Texts
+    and groups of test are dropped from validation and train, those of validation from train. A missing or empty test,
+    then validation, is cut from train: the groups (texts where there is no group) whose hash is in the lowest tenth,
+    so that a row stays where it is when others come. `dropped` counts what the caller has left out. BadDataset where
+    the rows cannot train a classifier.
     """
-    rows, dropped = _clean(splits)
+    rows, lost = _clean(splits)
+    lost += Counter(dropped)
     labels = _labels(rows)
     lines = {split: b"".join(row.to_json().encode() + b"\n" for row in rows[split]) for split in SPLITS}
     digest = hashlib.sha256()
@@ -78,7 +88,7 @@ def write(
     if (folder / MANIFEST).is_file():
         return folder
     counts = {split: dict(sorted(Counter(row.label for row in rows[split]).items())) for split in SPLITS}
-    manifest = Manifest(id, name, source, labels, counts, dropped, synthetic, notice)
+    manifest = Manifest(id, name, source, labels, counts, {**dict.fromkeys(REASONS, 0), **lost}, synthetic, notice)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".writing-") as writing:
         made = Path(writing, id)
@@ -116,41 +126,61 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(path.read_text("utf-8"))
 
 
-def _clean(splits: Mapping[str, Iterable[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
+def settle(rows: Iterable[Example]) -> tuple[dict[str, Example], Counter[str]]:
+    """Rows by their wording: of equal ones the first, and none where their labels differ; and how many are dropped.
+
+    Which of two labels is right cannot be known here, and whoever learns both learns nothing.
+    """
+    alike: dict[str, list[Example]] = {}
+    for row in rows:
+        alike.setdefault(fold(row.text), []).append(row)
+    settled = {wording: same[0] for wording, same in alike.items() if len({row.label for row in same}) == 1}
+    conflicts = sum(len(same) for wording, same in alike.items() if wording not in settled)
+    duplicates = sum(map(len, alike.values())) - conflicts - len(settled)
+    return settled, Counter(duplicates=duplicates, conflicts=conflicts)
+
+
+def _clean(splits: Mapping[str, Iterable[Example]]) -> tuple[dict[str, list[Example]], Counter[str]]:
     unknown = sorted(set(splits) - set(SPLITS))
     if unknown:
         raise BadDataset(f"unknown splits {', '.join(unknown)}: name them {', '.join(SPLITS)}")
-    dropped = {"duplicates": 0, "leaks": 0, "empty": 0}
+    dropped: Counter[str] = Counter()
     unique: dict[str, dict[str, Example]] = {}
     for split in SPLITS:
-        unique[split] = {}
+        filled = []
         for number, row in enumerate(splits.get(split, ()), 1):
             _check(row, f"row {number} of {split}")
-            if not row.text.strip():
-                dropped["empty"] += 1
-            elif row.text in unique[split]:
-                dropped["duplicates"] += 1
+            if row.text.strip():
+                filled.append(row)
             else:
-                unique[split][row.text] = row
+                dropped["empty"] += 1
+        unique[split], lost = settle(filled)
+        dropped += lost
     if not any(unique.values()):
-        reason = "every text is empty: check which column holds the text" if dropped["empty"] else "there are no rows"
+        reason = "there are no rows"
+        if dropped["empty"]:
+            reason = "every text is empty: check which column holds the text"
+        if dropped["conflicts"]:
+            reason = "every text has several labels: check which column holds the label"
         raise BadDataset(f"{reason}; a dataset needs texts with at least two labels")
     for part in ("test", "validation"):
         unique[part] = unique[part] or _cut(unique["train"], part)
+        groups = {row.group for row in unique[part].values() if row.group}
         for other in SPLITS[: SPLITS.index(part)]:
-            if other != part:
-                kept = {text: row for text, row in unique[other].items() if text not in unique[part]}
-                dropped["leaks"] += len(unique[other]) - len(kept)
-                unique[other] = kept
+            kept = {wording: row for wording, row in unique[other].items() if wording not in unique[part]}
+            apart = {wording: row for wording, row in kept.items() if row.group not in groups}
+            dropped += Counter(leaks=len(unique[other]) - len(kept), group_leaks=len(kept) - len(apart))
+            unique[other] = apart
     return {split: sorted(unique[split].values(), key=lambda row: _hash(row.text)) for split in SPLITS}, dropped
 
 
 def _cut(train: dict[str, Example], part: str) -> dict[str, Example]:
     """Take the lowest tenth by hash out of train; with very few groups, the lowest one."""
-    place = {row.group or row.text: _hash(f"{part} {row.group or row.text}")[0:4] for row in train.values()}
+    keys = {wording: row.group or wording for wording, row in train.items()}
+    place = {key: _hash(f"{part} {key}")[0:4] for key in keys.values()}
     limit = int(CUT * 2**32).to_bytes(4)
     chosen = {key for key, at in place.items() if at < limit} or set(sorted(place, key=lambda key: place[key])[:1])
-    return {text: train.pop(text) for text, row in list(train.items()) if (row.group or text) in chosen}
+    return {wording: train.pop(wording) for wording, key in keys.items() if key in chosen}
 
 
 def _check(row: Example, where: str) -> None:
@@ -166,7 +196,7 @@ def _labels(rows: dict[str, list[Example]]) -> list[str]:
     for split in SPLITS:
         if not rows[split]:
             raise BadDataset(
-                f"no rows are left for {split}: give more rows, or texts that the other splits do not hold"
+                f"no rows are left for {split}: give more rows, or texts and groups that the other splits do not hold"
             )
     labels = sorted({row.label for row in rows["train"]})
     if len(labels) < 2:

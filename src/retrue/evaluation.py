@@ -15,8 +15,13 @@ from retrue.lake import Lake
 from retrue.settings import Steps
 
 
-def evaluate(store: Lake, settings: Steps, champion_uri: str, artifacts: str, name: str) -> dict[str, Any]:
-    """Unpack the candidate into its immutable folder, score it and the champion on the same rows, and judge."""
+def evaluate(
+    store: Lake, settings: Steps, champion_uri: str, artifacts: str, name: str, feedback: dict[str, int]
+) -> dict[str, Any]:
+    """Unpack the candidate into its immutable folder, score it and the champion on the same rows, and judge.
+
+    `feedback` is the snapshot's count of labelled texts that were used and left out; it becomes part of the evidence.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         candidate = unpack(store, artifacts, root)
@@ -40,7 +45,7 @@ def evaluate(store: Lake, settings: Steps, champion_uri: str, artifacts: str, na
         "model": candidate.model,
         "promote": verdict.promote,
         "reason": verdict.reason,
-        "evidence": {"rows": len(rows), "dataset": name, **verdict.evidence},
+        "evidence": {"rows": len(rows), "dataset": name, "feedback": feedback, **verdict.evidence},
     }
 
 

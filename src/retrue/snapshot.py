@@ -2,7 +2,8 @@
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from retrue import dataset, lake
 from retrue.dataset import Example
 from retrue.errors import BadDataset, NotFound, WrongSetting
 from retrue.lake import Lake
+from retrue.records import Label
 from retrue.settings import Steps
+from retrue.wording import fold
 
 TEST_SHARE = 0.25  # of labelled feedback: never trained on, always judged on
 
@@ -23,20 +26,14 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
         store.download_folder(f"{lake.DATASETS}{base}/", root / base)
         manifest = dataset.read_manifest(root / base)
         found = {split: dataset.read(root / base, split) for split in dataset.SPLITS}
-        feedback = labelled(store, manifest.labels, now_ms, settings.feedback_days)
-        known = {row.text: split for split, rows in found.items() for row in rows}
-        told: dict[str, list[Example]] = {split: [] for split in found}
-        for example in feedback:
-            # A text of the base set stays in its split: the champion must not be judged on what it was trained on.
-            told[known.get(example.text) or ("test" if is_test(example.text) else "train")].append(example)
+        feedback, left_out = labelled(store, manifest.labels, now_ms, settings.feedback_days)
+        merged, replaced = joined(found, feedback)
         name = base
         if feedback:
             source = f"dataset {base} and {len(feedback)} labelled texts from production"
-            # In front, since of equal texts the first stays: what a person said last counts.
-            merged = {split: told[split] + found[split] for split in found}
             path = dataset.write(
-                root / "merged", merged, name=manifest.name, source=source,
-                synthetic=manifest.synthetic, notice=manifest.notice,
+                root / "merged", merged, name=manifest.name, source=source, synthetic=manifest.synthetic,
+                notice=manifest.notice, dropped={**left_out, "replaced": replaced},
             )  # fmt: skip
             name = path.name
             store.upload_folder(path, f"{lake.DATASETS}{name}/")
@@ -62,7 +59,8 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
         "OutputDataConfig": {"S3OutputPath": store.uri(lake.RUNS)},
         "StoppingCondition": {"MaxRuntimeInSeconds": settings.train_seconds},
     }
-    return {"job": job, "backend": settings.train_backend, "dataset": name}
+    told = {"rows": len(feedback), "replaced": replaced, **left_out}
+    return {"job": job, "backend": settings.train_backend, "dataset": name, "feedback": told}
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -81,19 +79,55 @@ def current_dataset(store: Lake) -> str:
         raise BadDataset("no dataset is in use yet: run `retrue data … --use`") from None
 
 
-def labelled(store: Lake, labels: Sequence[str], now_ms: int, days: int) -> list[Example]:
-    """Texts that were kept and labelled, newest label first; labels that the base set does not know are left out."""
-    known: set[str] = set()
-    examples: list[Example] = []
+def labelled(store: Lake, labels: Sequence[str], now_ms: int, days: int) -> tuple[list[Example], dict[str, int]]:
+    """Texts that were kept and labelled, newest label first, and how many labels were left out, by reason.
+
+    What was said last about a prediction counts. Left out are labels without a text ("without_text"), labels that the
+    base set does not know ("unknown_labels"), older labels of the same wording ("duplicates"), and all labels of a
+    wording about which several predictions were told different things ("conflicts").
+    """
+    newest: dict[str, Label] = {}
     for label in store.newest_labels(now_ms, days * 24):
-        if label.id in known:
-            continue
-        known.add(label.id)
-        if label.text and label.label in labels:
-            examples.append(Example(text=label.text, label=label.label, source="feedback", id=label.id))
-    return examples
+        newest.setdefault(label.id, label)
+    filled = {label.id: label.text for label in newest.values() if label.text and label.text.strip()}
+    examples = [
+        Example(text=filled[label.id], label=label.label, source="feedback", id=label.id)
+        for label in newest.values()
+        if label.id in filled and label.label in labels
+    ]
+    settled, dropped = dataset.settle(examples)
+    left_out = {
+        "without_text": len(newest) - len(filled),
+        "unknown_labels": len(filled) - len(examples),
+        **dropped,
+    }
+    return list(settled.values()), left_out
+
+
+def joined(base: Mapping[str, Sequence[Example]], feedback: Sequence[Example]) -> tuple[dict[str, list[Example]], int]:
+    """The splits of a base set with feedback in them, and how many base rows feedback of their wording replaced.
+
+    A text of the base set stays in its split, since the champion must not be judged on what it was trained on, and in
+    its group. Others go to test or train by their own hash.
+    """
+    told = {fold(example.text): example for example in feedback}
+    splits: dict[str, list[Example]] = {split: [] for split in base}
+    place: dict[str, tuple[str, str | None]] = {}
+    replaced = 0
+    for split, rows in base.items():
+        for row in rows:
+            wording = fold(row.text)
+            if wording in told:
+                place[wording] = split, row.group
+                replaced += 1
+            else:
+                splits[split].append(row)
+    for wording, example in told.items():
+        split, group = place.get(wording, ("test" if is_test(example.text) else "train", None))
+        splits[split].append(replace(example, group=group))
+    return splits, replaced
 
 
 def is_test(text: str) -> bool:
-    """Whether a labelled text belongs to the rows that only judge: a fixed quarter, by its own hash."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < TEST_SHARE * 16**8
+    """Whether a labelled text belongs to the rows that only judge: a fixed quarter, by the hash of its wording."""
+    return int(hashlib.sha256(fold(text).encode()).hexdigest()[:8], 16) < TEST_SHARE * 16**8

@@ -138,10 +138,13 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
             archive.add(path, path.name)
     lake.put("runs/job/output/model.tar.gz", body.getvalue())
     uri = lake.uri("runs/job/output/model.tar.gz")
-    candidate = steps(app, "evaluate", request=REQUEST, artifacts=uri, dataset=data["dataset"])
+    candidate = steps(
+        app, "evaluate", request=REQUEST, artifacts=uri, dataset=data["dataset"], feedback=data["feedback"]
+    )
     model = artifact.identity(tiny_model)
     assert (candidate["model"], candidate["promote"]) == (model, True)
     assert candidate["evidence"]["dataset"] == data["dataset"]
+    assert candidate["evidence"]["feedback"]["rows"] == 1
 
     number = steps(app, "register", request=REQUEST, candidate=candidate)["uri"].removeprefix("models:/retrue-test/")
     assert number.isdecimal()
@@ -162,11 +165,12 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert steps(app, "crown", model=model) == {"version": number}
 
     # Trained once more to the same model, it does not pass the champion that it is.
-    again = steps(app, "evaluate", request=REQUEST, artifacts=uri, dataset=data["dataset"])
+    again = steps(app, "evaluate", request=REQUEST, artifacts=uri, dataset=data["dataset"], feedback=data["feedback"])
     assert (again["model"], again["promote"]) == (model, False)
     refused = release(app, "reject", request=REQUEST, candidate=again)
     assert (refused["action"], refused["previous_version"]) == ("rejected", version)
     assert [line.action for line in lake.ledger()] == ["promoted", "rejected"]
+    assert [line.evidence["feedback"]["rows"] for line in lake.ledger() if line.evidence] == [1, 1]
 
     told = logged(log)
     order = [

@@ -20,6 +20,7 @@ from retrue.settings import Steps
 SETTINGS = Steps(
     bucket="retrue-test", environment="test", model_parameter="/retrue/test/model", state_machine_arn="arn:retrain"
 )
+FEEDBACK = {"rows": 12, "conflicts": 3}
 
 
 def packed(store: Lake, model: Path, key: str = "runs/retrue-1/output/model.tar.gz") -> str:
@@ -40,7 +41,7 @@ def evaluate(store: Lake, data: Path, candidate: Path, champion: Path | None = N
         uri = store.uri(f"models/{artifact.identity(champion)}/")
         store.upload_folder(champion, f"models/{artifact.identity(champion)}/")
     settings = Steps(**{**vars(SETTINGS), "maximum_test_rows": most})
-    found = evaluation.evaluate(store, settings, uri, packed(store, candidate), data.name)
+    found = evaluation.evaluate(store, settings, uri, packed(store, candidate), data.name, FEEDBACK)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 
@@ -52,6 +53,7 @@ def test_a_first_candidate_is_promoted_and_its_folder_is_in_the_lake(
     assert (found["model"], found["promote"]) == (classifier.model, True)
     assert found["reason"].startswith("there is no champion, and the candidate's accuracy of ")
     assert (found["evidence"]["rows"], found["evidence"]["dataset"]) == (150, tiny_dataset.name)
+    assert found["evidence"]["feedback"] == FEEDBACK
     lake.download_folder(f"models/{classifier.model}/", tmp_path / "model")
     assert artifact.verify(tmp_path / "model") == classifier.model
 
@@ -134,7 +136,7 @@ def test_an_archive_that_reaches_outside_its_folder_is_refused(lake: Lake, tmp_p
 
 def test_a_model_in_another_bucket_is_refused(lake: Lake, tiny_dataset: Path) -> None:
     with pytest.raises(ModelRefused, match="to another bucket: check its OutputDataConfig"):
-        evaluation.evaluate(lake, SETTINGS, artifact.NONE, "s3://elsewhere/runs/model.tar.gz", tiny_dataset.name)
+        evaluation.evaluate(lake, SETTINGS, artifact.NONE, "s3://elsewhere/runs/model.tar.gz", tiny_dataset.name, {})
 
 
 def test_an_altered_champion_does_not_judge(lake: Lake, tiny_model: Path, contrary: Path, tiny_dataset: Path) -> None:
@@ -143,4 +145,4 @@ def test_an_altered_champion_does_not_judge(lake: Lake, tiny_model: Path, contra
     lake.upload_folder(contrary, f"models/{artifact.identity(contrary)}/")
     lake.put(f"models/{artifact.identity(contrary)}/{artifact.TOKENIZER}", b"{}")
     with pytest.raises(ModelRefused, match=r"tokenizer\.json"):
-        evaluation.evaluate(lake, SETTINGS, champion, packed(lake, tiny_model), tiny_dataset.name)
+        evaluation.evaluate(lake, SETTINGS, champion, packed(lake, tiny_model), tiny_dataset.name, {})

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pyarrow.parquet
 import pytest
 from botocore.validate import validate_parameters
 
@@ -14,8 +15,9 @@ from retrue.errors import BadDataset, NotFound, WrongSetting
 from retrue.lake import Lake
 from retrue.records import Label, iso, new_id
 from retrue.settings import Steps
-from retrue.snapshot import is_test, pairs
+from retrue.snapshot import is_test, joined, pairs
 from retrue.snapshot import snapshot as take
+from retrue.wording import fold
 
 NOW = 1_767_259_800_000  # 2026-01-01T09:30Z
 HOUR = 3_600_000
@@ -61,6 +63,7 @@ def test_without_feedback_the_base_set_is_used_as_it_is(lake: Lake, tmp_path: Pa
     before = list(lake.keys(""))
     found = snapshot(lake, train_backend="sagemaker", train_seconds=3_600)
     assert (found["dataset"], found["backend"]) == (base, "sagemaker")
+    assert set(found["feedback"].values()) == {0}
     assert list(lake.keys("")) == before
     job = found["job"]
     assert job["TrainingJobName"] == "retrue-1"
@@ -117,24 +120,46 @@ def test_what_was_said_last_about_a_prediction_counts(lake: Lake, tmp_path: Path
     assert [row.label for rows in merged.values() for row in rows if row.text == "a plain film"] == ["negative"]
 
 
-def test_what_was_said_last_about_a_text_counts_when_it_was_asked_several_times(lake: Lake, tmp_path: Path) -> None:
+def test_a_text_about_which_different_things_were_told_is_dropped_and_counted(lake: Lake, tmp_path: Path) -> None:
+    _, rows = base_of(lake, tmp_path)
+    torn = [("a plain film", "positive"), ("A plain film!", "negative"), ("a plain film", "positive")]
+    torn += [("train review 1", "negative"), ("Train review 1.", "positive")]  # the base row stays as it is
+    for number, (text, label) in enumerate([*torn, ("a fair film", "positive")]):
+        lake.write_labels([told(text, label, 3, new_id(NOW - 9 * HOUR, bytes([number] * 10)))])
+    found = snapshot(lake)
+    counts = {"rows": 1, "replaced": 0, "without_text": 0, "unknown_labels": 0, "duplicates": 0, "conflicts": 5}
+    assert found["feedback"] == counts
+    lake.download_folder(f"datasets/{found['dataset']}/", tmp_path / "new")
+    assert dataset.read_manifest(tmp_path / "new").dropped["conflicts"] == 5
+    merged = {row.text for split in dataset.SPLITS for row in dataset.read(tmp_path / "new", split)}
+    assert merged == {row.text for held in rows.values() for row in held} | {"a fair film"}
+
+
+def test_of_near_duplicates_the_newest_stays_and_the_others_are_counted(lake: Lake, tmp_path: Path) -> None:
     base_of(lake, tmp_path)
-    for number, (label, hours) in enumerate((("positive", 3), ("negative", 2), ("positive", 5))):
-        lake.write_labels([told("a plain film", label, hours, new_id(NOW - 9 * HOUR, bytes([number] * 10)))])
-    merged = snapped(lake, tmp_path)
-    assert [row.label for rows in merged.values() for row in rows if row.text == "a plain film"] == ["negative"]
+    for text, hours in (("A fair film!", 3), ("a fair<br />film", 2), ("a FAIR film", 4)):
+        lake.write_labels([told(text, "positive", hours)])
+    found = snapshot(lake)
+    assert (found["feedback"]["rows"], found["feedback"]["duplicates"]) == (1, 2)
+    lake.download_folder(f"datasets/{found['dataset']}/", tmp_path / "new")
+    read = [row for split in dataset.SPLITS for row in dataset.read(tmp_path / "new", split)]
+    assert [row.text for row in read if row.source == "feedback"] == ["a fair<br />film"]
+    assert dataset.read_manifest(tmp_path / "new").dropped["duplicates"] == 2
 
 
 @pytest.mark.parametrize("split", dataset.SPLITS)
 def test_a_correction_of_a_base_text_counts_and_leaves_it_in_its_split(lake: Lake, tmp_path: Path, split: str) -> None:
     _, rows = base_of(lake, tmp_path)
     other = {"negative": "positive", "positive": "negative"}
-    # Of all rows of the split, so that both sides of the hash are among them.
-    lake.write_labels([told(row.text, other[row.label]) for row in rows[split]])
+    # Of all rows of the split, so that both sides of the hash are among them; and told of near-copies.
+    lake.write_labels([told(row.text.upper() + "!", other[row.label]) for row in rows[split]])
     merged = snapped(lake, tmp_path)
-    assert {row.text: row.label for row in merged[split]} == {row.text: other[row.label] for row in rows[split]}
+    assert {(row.text, row.label, row.group) for row in merged[split]} == {
+        (row.text.upper() + "!", other[row.label], row.group) for row in rows[split]
+    }
     for rest in set(dataset.SPLITS) - {split}:
         assert merged[rest] == rows[rest]
+    assert snapshot(lake)["feedback"]["replaced"] == len(rows[split])
 
 
 def test_texts_not_kept_unknown_labels_and_old_labels_are_left_out(lake: Lake, tmp_path: Path) -> None:
@@ -144,6 +169,8 @@ def test_texts_not_kept_unknown_labels_and_old_labels_are_left_out(lake: Lake, t
     lake.write_labels([told("old", "negative", hours_ago=24 * 31)])
     lake.write_labels([told("retold", "negative", 8, changed)])
     lake.write_labels([told("retold", "neutral", 7, changed)])
+    counts = {"rows": 0, "replaced": 0, "without_text": 3, "unknown_labels": 2, "duplicates": 0, "conflicts": 0}
+    assert snapshot(lake, feedback_days=30)["feedback"] == counts
     merged = snapped(lake, tmp_path, feedback_days=30)
     assert not [row for rows in merged.values() for row in rows if row.source == "feedback"]
     older = snapped(lake, tmp_path, feedback_days=60)
@@ -155,14 +182,43 @@ def test_a_quarter_of_the_labelled_texts_judges_and_is_never_trained_on(lake: La
     texts = [f"text {n} of many" for n in range(800)]
     lake.write_labels([told(text, "positive", 3) for text in texts[:400]])
     first = snapped(lake, tmp_path)
-    # Later: more texts, and the old ones predicted and labelled once more.
-    lake.write_labels([told(text, "negative", 1) for text in texts])
+    # Later: more texts, and near-copies of the old ones predicted and labelled.
+    lake.write_labels([told(f"{text[0].upper()}{text[1:]}.", "positive", 1) for text in texts])
     second = snapped(lake, tmp_path)
-    sides = [{split: {row.text for row in rows} for split, rows in found.items()} for found in (first, second)]
+    sides = [{split: {fold(row.text) for row in rows} for split, rows in found.items()} for found in (first, second)]
     assert sides[0]["test"] <= sides[1]["test"]
     assert sides[0]["train"] <= sides[1]["train"]
     assert not sides[1]["train"] & sides[1]["test"]
     assert 0.2 < len(sides[1]["test"] & set(texts)) / 800 < 0.3
+
+
+def test_no_real_film_or_wording_is_parted_when_feedback_joins_real_reviews(real_data: Path, tmp_path: Path) -> None:
+    columns = ["text", "label", "title_id"]
+    if not set(columns) <= set(pyarrow.parquet.read_schema(real_data / "imdb_train.parquet").names):
+        pytest.skip("imdb_train.parquet names no films: it lacks the column title_id")
+    reviews = pyarrow.parquet.read_table(real_data / "imdb_train.parquet", columns=columns).slice(0, 3_000).to_pylist()
+    names = ("negative", "positive")
+    train = [Example(row["text"], names[row["label"]], row["title_id"]) for row in reviews]
+    train += [Example(f"{row.text} Really.", row.label, row.group) for row in train if row.label == "negative"][:300]
+    train += [Example(f"no film, row {n}", names[n % 2]) for n in range(100)]
+    base = dataset.write(tmp_path, {"train": train}, name="imdb", source="aclImdb v1.0")
+    found = {split: dataset.read(base, split) for split in dataset.SPLITS}
+    where = {fold(row.text): split for split, rows in found.items() for row in rows}
+    feedback = [Example(row.text.upper(), names[n % 2], source="feedback") for n, row in enumerate(train[::7])]
+    feedback = list(dataset.settle([*feedback, *(Example(f"news {n}", names[n % 2]) for n in range(200))])[0].values())
+    merged, replaced = joined(found, feedback)
+    assert replaced > 300
+    # As a snapshot does it, and as somebody does it who throws all rows together and has them cut anew.
+    together = {"train": [row for rows in merged.values() for row in rows]}
+    for splits in (merged, together):
+        folder = dataset.write(tmp_path, splits, name="imdb", source="aclImdb v1.0")
+        read = {split: dataset.read(folder, split) for split in dataset.SPLITS}
+        films = [{row.group for row in rows} - {None} for rows in read.values()]
+        assert sum(map(len, films)) == len(set().union(*films)) > 100
+        wordings = [fold(row.text) for rows in read.values() for row in rows]
+        assert len(wordings) == len(set(wordings)) == len(set(where) | {fold(row.text) for row in feedback})
+        if splits is merged:
+            assert all(where.get(fold(row.text), split) == split for split, rows in read.items() for row in rows)
 
 
 def test_a_request_may_choose_dataset_and_settings(lake: Lake, tmp_path: Path) -> None:
