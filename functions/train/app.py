@@ -58,7 +58,9 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             model = event["candidate"]["model"]
             card = Card.of(store.get_json(f"{MODELS}{model}/{CARD}"))
             where = (config.mlflow_tracking_uri, config.environment, model, store.uri(f"{MODELS}{model}/"))
-            answer = {"uri": registry.register(*where, card, event["candidate"], trials.curves(store, event["run"]))}
+            answer = {
+                "uri": registry.register(*where, card, event["candidate"], trials=trials.curves(store, event["run"]))
+            }
         case "crown":
             answer = {"version": registry.crown(config.mlflow_tracking_uri, config.environment, event["model"])}
         case unknown:

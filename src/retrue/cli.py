@@ -436,7 +436,7 @@ def train(
         tell("writing it to MLflow")
         judged = {"promote": False, "reason": "made by `retrue train`: no gate has judged it"}
         curves = search.curves(found) if kind else []
-        uri = registry.register(where.mlflow, ENVIRONMENT, model, home.resolve().as_uri(), card, judged, curves)
+        uri = registry.register(where.mlflow, ENVIRONMENT, model, home.resolve().as_uri(), card, judged, trials=curves)
     shutil.rmtree(place)
     test = card.metrics["test"]
     facts = {"model": model, "folder": str(home), "card": str(home / artifact.CARD), "mlflow": uri}

@@ -3,18 +3,30 @@
 import os
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrue.artifact import Card
 
 NAME = "retrue"
+STATES = {"finished": "FINISHED", "stopped early": "KILLED", "failed": "FAILED"}
 
 
-def register(tracking_uri: str, environment: str, model: str, uri: str, card: Card, verdict: dict[str, Any]) -> str:
+def register(
+    tracking_uri: str,
+    environment: str,
+    model: str,
+    uri: str,
+    card: Card,
+    verdict: dict[str, Any],
+    *,
+    trials: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Write a run with the card's settings and metrics, and a model version that points to the folder; its URI.
 
-    The model folder stays where it is. Rejected candidates are registered too, with the reason. Without a tracking URI
-    nothing is written, and the answer is empty.
+    The model folder stays where it is. Rejected candidates are registered too, with the reason. Each of `trials` is
+    {"name", "settings", "metric", "state" (one of STATES), "history", "losses"} and becomes a run below. Without a
+    tracking URI nothing is written, and the answer is empty.
     """
     if not tracking_uri:
         return ""
@@ -28,6 +40,19 @@ def register(tracking_uri: str, environment: str, model: str, uri: str, card: Ca
         client.log_param(run.info.run_id, name, value)
     for name, value in flat(card.metrics).items():
         client.log_metric(run.info.run_id, _allowed(name), value)
+    for trial in trials:
+        tags = {"mlflow.parentRunId": run.info.run_id, "state": trial["state"], "dataset": card.dataset}
+        child = client.create_run(experiment_id, run_name=trial["name"], tags=tags).info.run_id
+        for name, value in trial["settings"].items():
+            client.log_param(child, name, value)
+        if trial["metric"] is not None:
+            client.log_metric(child, "metric", trial["metric"])
+        for entry in trial["history"]:
+            for name, value in entry.items():
+                client.log_metric(child, _allowed(name), value, step=round(entry["step"]))
+        for step, loss in trial["losses"]:
+            client.log_metric(child, "train_loss", loss, step=round(step))
+        client.set_terminated(child, STATES[trial["state"]])
     client.set_terminated(run.info.run_id)
 
     name = f"{NAME}-{environment}"

@@ -23,7 +23,7 @@ ETA = 3
 LEAST_SHARE = 0.1  # a trial is not judged before this share of its steps
 DRAWS = 20  # for each trial wanted, where equal draws are thrown away
 # What the search itself sets, what every trial must share to be compared, and what is fetched before a trial begins.
-OWN = ("until", "minutes", "metric", "encoder_name")
+OWN = ("until", "minutes", "checkpoint_minutes", "metric", "encoder_name")
 CURVES = ("history", "losses")
 KINDS = ("grid", "random")
 RANGES: dict[str, tuple[type, ...]] = {"uniform": (float,), "loguniform": (float,), "randint": (int, float)}

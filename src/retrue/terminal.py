@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from retrue import jobs, trials
 from retrue.errors import BadInput, NotFound, StackError
@@ -81,6 +81,9 @@ def trials_shown(searched: bool) -> Callable[[Search], None]:
             err.print(found.plan.told(), highlight=False)
         elif found.rung > shown:
             err.print(trials_table(found))
+            for trial in found.trials:
+                if trial.error and trial.rungs == shown:
+                    err.print(f"trial {trial.name} failed: {trial.error}", highlight=False, soft_wrap=True)
         shown = found.rung
         for trial in found.running:
             if trial.rungs == found.rung:
@@ -95,7 +98,7 @@ def trials_shown(searched: bool) -> Callable[[Search], None]:
 def trials_table(found: Search) -> Table:
     """The trials of a search, the best first."""
     names = list(found.plan.settings[0])
-    table = Table("trial", *names, "trained", "validation", "seconds", "state")
+    table = Table("trial", *names, "trained", "validation", "seconds", Column("state", no_wrap=True))
     for trial in sorted(found.trials, key=lambda trial: (-trial.rungs, -(trial.metric or 0.0))):
         share = found.plan.shares[trial.rungs - 1] if trial.rungs else 0.0
         metric = "-" if trial.metric is None else f"{trial.metric:.4f}"

@@ -116,12 +116,18 @@ def _answer(jobs: list[dict[str, Any]], rung: int, settings: Steps, artifacts: s
 def _jobs(store: Lake, run: str, job: dict[str, Any], found: Search) -> list[dict[str, Any]]:
     """The snapshot's job for each trial of the rung, which trains on to the rung's share within the rung's time."""
     seconds = found.plan.seconds[found.rung]
-    own = {"until": f"{found.plan.shares[found.rung]:.6f}", "minutes": f"{seconds * TRAINING_SHARE / 60:.2f}"}
+    until = f"{found.plan.shares[found.rung]:.6f}"
     return [
         job
         | {
             "TrainingJobName": job_name(run, found.rung, trial),
-            "HyperParameters": {**job["HyperParameters"], **trial.settings, **own},
+            "HyperParameters": {
+                **job["HyperParameters"],
+                **trial.settings,
+                "until": until,
+                # The training counts its minutes since its very beginning.
+                "minutes": f"{(trial.seconds + seconds * TRAINING_SHARE) / 60:.2f}",
+            },
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
             "CheckpointConfig": {
                 **job["CheckpointConfig"],

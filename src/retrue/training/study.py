@@ -1,6 +1,7 @@
 """A study on this machine: one training, or the trials of a search one after another, rung by rung.
 
 folder/search.json               the plan, the rung that runs, and what became of each trial so far
+folder/tokens/                   token ids, made once for trials that share them
 folder/<trial>/checkpoints/      where a trial goes on from, in its next rung or after an interruption
 folder/<trial>/trained/          what the last rung left: the checkpoint that export takes
 folder/<trial>/result.json       its Result
@@ -23,7 +24,8 @@ from retrue.training.export import export
 from retrue.training.finetune import Progress, Result, finetune, never, silent
 from retrue.training.settings import chosen
 
-SEARCH, CHECKPOINTS, TRAINED, RESULT, MODEL = "search.json", "checkpoints", "trained", "result.json", "model"
+SEARCH, TOKENS, MODEL = "search.json", "tokens", "model"
+CHECKPOINTS, TRAINED, RESULT = "checkpoints", "trained", "result.json"
 START_SECONDS = 20.0  # what a rung takes before its first step
 Heard = Callable[[Search], None]
 
@@ -55,8 +57,8 @@ def run(
     """Train each trial of each rung and go on where a former run was interrupted; the search after its last rung.
 
     `values` are the settings that all trials share, `heard` gets the search before each trial and at the end. A trial
-    whose settings do not fit or whose loss runs away only counts as failed. Raises what `finetune` raises of encoder
-    and dataset, and KeyboardInterrupt when `stop` says so, with all that was reached kept in `folder`.
+    whose settings do not fit, whose loss runs away or which needs more memory than there is only counts as failed.
+    Raises what else `finetune` raises, Interrupted among it; all that was reached is kept in `folder`.
     """
     kept = folder / SEARCH
     found = Search.from_json(kept.read_text()) if kept.is_file() else Search.begin(plan)
@@ -94,18 +96,18 @@ def _train(
 ) -> Trial:
     """One trial through the rung that runs."""
     share, seconds = found.plan.shares[found.rung], found.plan.seconds[found.rung]
-    own = {"until": str(share), **({"minutes": f"{seconds / 60:.2f}"} if seconds else {})}
+    # The training counts its minutes since its very beginning.
+    own = {"until": str(share), **({"minutes": f"{(trial.seconds + seconds) / 60:.2f}"} if seconds else {})}
     place = folder / trial.name
     place.mkdir(parents=True, exist_ok=True)
     try:
         settings = chosen({**values, **trial.settings, **own})
         result = finetune(
-            encoder, dataset, settings, place / TRAINED, progress, checkpoints=place / CHECKPOINTS, stop=stop
-        )
+            encoder, dataset, settings, place / TRAINED, progress,
+            checkpoints=place / CHECKPOINTS, cache=folder / TOKENS, stop=stop,
+        )  # fmt: skip
     except (TrainingFailed, WrongSetting, torch.OutOfMemoryError) as error:
         return dataclasses.replace(trial, state="failed", error=str(error))
-    if stop():
-        raise KeyboardInterrupt("everything that was reached is kept: the same command goes on from there")
     _write(place / RESULT, result.to_json())
     return dataclasses.replace(
         trial,
