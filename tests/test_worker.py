@@ -73,6 +73,14 @@ def program(tmp_path: Path) -> Program:
     return write
 
 
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    """The program of an image answers SIGTERM with a handler of its own, which must not stay in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heartbeats and patience of a fraction of a second."""
@@ -123,6 +131,54 @@ def failure(lake: Lake, program: Path, alive: Callable[[], bool] = lambda: True,
         run(lake, program, alive, **more)
     assert not [key for key in lake.keys("runs/") if key.endswith(".tar.gz")]
     return str(raised.value)
+
+
+CHECKPOINTS = {"S3Uri": f"s3://lake/runs/{JOB}/checkpoints/", "LocalPath": "/opt/ml/checkpoints"}
+STATE = """
+kept = root / "checkpoints/state.pt"
+before = kept.read_text() if kept.is_file() else ""
+def write(text):
+    (root / "checkpoints/.state.pt.new").write_text(text)
+    (root / "checkpoints/.state.pt.new").replace(kept)
+"""
+
+
+def kept(lake: Lake) -> dict[str, bytes]:
+    """The checkpoints in the lake by their names."""
+    prefix = f"runs/{JOB}/checkpoints/"
+    return {key.removeprefix(prefix): lake.get(key) for key in lake.keys(prefix)}
+
+
+def test_checkpoints_travel_while_the_program_runs_and_come_back_with_the_next_attempt(
+    lake: Lake, program: Program, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SYNC_SECONDS", 0.05)
+    asked = {**request(), "CheckpointConfig": CHECKPOINTS}
+    first = program(
+        STATE
+        + """
+def last(*_):
+    write("one two ")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, last)
+write("one ")
+time.sleep(60)
+"""
+    )
+    # Nobody waits any more as soon as the first checkpoint has arrived.
+    with pytest.raises(TrainingFailed, match="no longer waits"):
+        worker.run(lake, asked, first, lambda: kept(lake) != {"state.pt": b"one "}, lambda _: None)
+    assert kept(lake) == {"state.pt": b"one two "}
+    second = program(
+        STATE
+        + """
+assert before == "one two ", before
+write(before + "three")
+(root / "model/done").touch()
+"""
+    )
+    worker.run(lake, asked, second, lambda: True, lambda _: None)
+    assert kept(lake) == {"state.pt": b"one two three"}
 
 
 def test_the_program_gets_its_folders_and_its_model_is_handed_back(lake: Lake, program: Program) -> None:
@@ -365,6 +421,36 @@ def serve(lake: Lake, states: Stubber, program: Path, once: bool = True) -> list
 def test_a_worker_answers_with_the_model(lake: Lake, program: Program, states: Stubber) -> None:
     states.add_response("send_task_success", {}, {"taskToken": "token-1", "output": ANY})
     assert serve(lake, states, program("print('training')")) == [f"{JOB}: taken", "training", f"{JOB}: done"]
+
+
+def test_a_worker_that_is_stopped_keeps_the_last_checkpoint_and_hands_the_job_on(
+    lake: Lake, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HEARTBEAT_SECONDS", 60.0)
+    body = program(
+        STATE
+        + """
+def last(*_):
+    write("the very last")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, last)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    )
+
+    def tell(line: str) -> None:
+        if line == "ready":
+            sys.exit(0)  # as the handler of SIGTERM does
+
+    with Stubber(boto3.client("stepfunctions")) as stub:
+        give(stub, {**request(), "CheckpointConfig": CHECKPOINTS})
+        told = {"taskToken": "token-1", "error": "Interrupted", "cause": "the worker was stopped"}
+        stub.add_response("send_task_failure", {}, told)
+        with pytest.raises(SystemExit):
+            worker.serve(lake, Activity("arn:queue", stub.client), body, "desk", tell, once=True)
+        stub.assert_no_pending_responses()
+    assert kept(lake) == {"state.pt": b"the very last"}
 
 
 def test_a_worker_answers_with_the_reason_of_a_failure(lake: Lake, program: Program, states: Stubber) -> None:

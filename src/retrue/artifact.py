@@ -40,6 +40,7 @@ class Card(Record):
     metrics: dict[str, Any]
     settings: dict[str, Any]
     run: dict[str, Any]  # seconds, device, packages, seed
+    cut: str = "head"  # what is read of a text longer than max_tokens (retrue.classifier.cut)
     layer: int = 0  # the hidden layer whose mean the projection is taken from
     notice: str = ""  # licence and origin of the weights
 

@@ -358,7 +358,7 @@ def data(
     text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     split: Annotated[str, typer.Option(help="Column that says train, validation or test.")] = "",
-    group: Annotated[str, typer.Option(help="Column, such as the film, that a split made here does not cut.")] = "",
+    group: Annotated[str, typer.Option(help="Column, such as the film, whose rows stay in one split.")] = "",
     test: Annotated[Path | None, typer.Option(exists=True, help="A second file, whose rows are for testing.")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="Give a label another name, 1=positive.")] = None,
     use: Annotated[bool, typer.Option("--use", help="Upload it, and train on it from now on.")] = False,

@@ -11,6 +11,7 @@ RetrueError
 ├── NoModel            nothing is serving yet: run `retrue retrain`, or `retrue up` on this machine
 ├── ModelRefused       a model folder is incomplete or altered: promote another, or train again
 ├── TrainingFailed     the training program ended with an error: read its last lines in the message
+├── Interrupted        the training was stopped from outside: start it again, it goes on from its last checkpoint
 ├── ReleaseRefused     a version did not answer as its model must: the alias was left where it was
 └── StackError         the stack is not there or not ready: run `retrue up`, or name the right one
 """
@@ -58,6 +59,10 @@ class ModelRefused(RetrueError):
 
 class TrainingFailed(RetrueError):
     """The training program ended with an error."""
+
+
+class Interrupted(RetrueError):
+    """The training was stopped from outside, and can go on where it was."""
 
 
 class ReleaseRefused(RetrueError):

@@ -57,6 +57,7 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
             for channel, prefix in channels.items()
         ],
         "OutputDataConfig": {"S3OutputPath": store.uri(lake.RUNS)},
+        "CheckpointConfig": {"S3Uri": store.uri(f"{lake.RUNS}{run}/checkpoints/"), "LocalPath": "/opt/ml/checkpoints"},
         "StoppingCondition": {"MaxRuntimeInSeconds": settings.train_seconds},
     }
     told = {"rows": len(feedback), "replaced": replaced, **left_out}

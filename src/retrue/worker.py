@@ -1,13 +1,16 @@
 """Training work on any machine: take a request, run the training program as SageMaker would, hand back the model.
 
 The request has the shape of SageMaker's CreateTrainingJob and the answer that of DescribeTrainingJob, so the same
-workflow runs on either. The program (functions/train/job.py) sees SageMaker's folders under RETRUE_ML_ROOT.
+workflow runs on either. The program (functions/train/job.py) sees SageMaker's folders under RETRUE_ML_ROOT. As with
+SageMaker, what it keeps in checkpoints/ travels to S3 while it runs and is there again when the job is taken once more:
+by the next attempt after a spot instance was taken away, or by another worker.
 """
 
 import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -22,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from retrue import lake
-from retrue.errors import RetrueError, TrainingFailed
+from retrue.errors import Interrupted, RetrueError, TrainingFailed
 from retrue.lake import Lake
 from retrue.workflow import Activity
 
 HEARTBEAT_SECONDS = 20.0
+SYNC_SECONDS = 30.0  # between two looks at the checkpoints
 TERM_SECONDS = 120  # what SageMaker gives a job between SIGTERM and SIGKILL
 POLL_SECONDS = 0.2
 LAST_SECONDS = 5.0  # for the last lines of a program that has ended
@@ -44,6 +48,8 @@ def run(
     store: Lake, request: dict[str, Any], program: Path, alive: Callable[[], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run one training job to its end and upload its model; TrainingFailed with the program's own reason.
+
+    Checkpoints are kept under the request's CheckpointConfig, where it has one.
 
     `alive` is asked every HEARTBEAT_SECONDS, also while files travel, from a thread of its own; the job ends when it
     answers False. `tell` gets each line printed. Lines such as "progress 0.42 epoch 1" are also kept at
@@ -72,10 +78,11 @@ def run(
         (config / "hyperparameters.json").write_text(json.dumps(request["HyperParameters"]))
         for name, prefix in channels.items():
             store.download_folder(prefix, root / "input" / "data" / name)
-        for name in ("model", "output"):
+        for name in ("model", "output", "checkpoints"):
             (root / name).mkdir()
         seconds = request["StoppingCondition"]["MaxRuntimeInSeconds"]
-        _supervise(program, root, time.monotonic() + seconds, beat, note)
+        with _kept(store, root / "checkpoints", request.get("CheckpointConfig")):
+            _supervise(program, root, time.monotonic() + seconds, beat, note)
 
         # The graph hardly shrinks, so the archive is packed for speed.
         with tarfile.open(root / "model.tar.gz", "w:gz", compresslevel=1) as archive:
@@ -101,6 +108,10 @@ def serve(store: Lake, activity: Activity, program: Path, name: str, tell: Calla
             except RetrueError as error:
                 tell(f"{job}: failed: {error}")
                 heard = activity.fail(task, type(error).__name__, str(error))
+            except SystemExit:
+                # The workflow gives the job to the next worker, which goes on from the last checkpoint.
+                activity.fail(task, Interrupted.__name__, "the worker was stopped")
+                raise
             else:
                 tell(f"{job}: done")
                 heard = activity.succeed(task, answer)
@@ -131,6 +142,51 @@ def _beating(alive: Callable[[], bool]) -> Iterator[Future[None]]:
             yield pool.submit(beat)
         finally:
             over.set()
+
+
+@contextmanager
+def _kept(store: Lake, folder: Path, config: Mapping[str, str] | None) -> Iterator[None]:
+    """Bring back the checkpoints that an earlier attempt left, and send away each new one, the last one too."""
+    if config is None:
+        yield
+        return
+    prefix = _key(store, config["S3Uri"])
+    if next(store.keys(prefix), None) is not None:
+        store.download_folder(prefix, folder)
+    over, sent = threading.Event(), _stamps(folder)
+
+    def send() -> None:
+        nonlocal sent
+        found = _stamps(folder)
+        for path in [path for path, written in found.items() if written != sent.get(path)]:
+            # A second name for the same bytes: the program may put the next checkpoint in its place meanwhile.
+            second = folder.parent / f"sending-{path.name}"
+            os.link(path, second)
+            try:
+                store.upload(second, prefix + path.relative_to(folder).as_posix())
+            finally:
+                second.unlink()
+        sent = found
+
+    def watch() -> None:
+        while not over.wait(SYNC_SECONDS):
+            send()
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            yield
+        finally:
+            over.set()
+            watching.result()
+            send()
+
+
+def _stamps(folder: Path) -> dict[Path, int]:
+    """The whole files of a folder with the times they were written; those that begin with a dot are being written."""
+    return {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def _supervise(program: Path, root: Path, deadline: float, beat: Future[None], tell: Callable[[str], None]) -> None:
@@ -195,6 +251,9 @@ def main(program: Path, environ: Mapping[str, str]) -> None:
     handed = environ.get("TRAINING_REQUEST")
     if handed is None:
         os.execv(sys.executable, [sys.executable, str(program)])  # noqa: S606 - the same interpreter, no shell
+    # As the first process of a container it would not hear SIGTERM without a handler. SystemExit runs the finally
+    # clauses, which let the program write a last checkpoint and send it away; Batch then starts the next attempt.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     request = json.loads(handed)
     bucket, _ = lake.split_uri(request["OutputDataConfig"]["S3OutputPath"])
     run(Lake(bucket), request, program, lambda: True, lambda line: print(line, flush=True))  # noqa: T201

@@ -67,8 +67,8 @@ def given(task: dict[str, Any]) -> tuple[tuple[str, str], set[str]]:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The training job that a real snapshot makes."""
+def snapped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a real snapshot answers."""
     root = tmp_path_factory.mktemp("datasets")
     texts = {label: [f"{label} film number {n}, watched to its end" for n in range(40)] for label in ("bad", "good")}
     rows = [Example(text, label) for label, group in texts.items() for text in group]
@@ -81,7 +81,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         store.put(lake.CURRENT_DATASET, folder.name.encode())
         settings = Steps("lake", "dev", "/retrue/dev/model", "arn:machine")
         run = workflow.run_of("arn:execution")
-        found: dict[str, Any] = snapshot.snapshot(store, settings, run, {"settings": {"epochs": 2}}, 0)["job"]
+        return snapshot.snapshot(store, settings, run, {"settings": {"epochs": 2}}, 0)
+
+
+@pytest.fixture(scope="module")
+def job(snapped: dict[str, Any]) -> dict[str, Any]:
+    """The training job that a real snapshot makes."""
+    found: dict[str, Any] = snapped["job"]
     return found
 
 
@@ -166,6 +172,12 @@ def test_the_steps_that_are_called_are_those_that_are_handled() -> None:
 def test_a_step_gets_every_key_that_it_reads(name: str) -> None:
     called, payload = given(CALLS[name])
     assert cases()[called] <= payload
+
+
+def test_all_that_a_snapshot_answers_goes_on_and_no_step_asks_for_more(snapped: dict[str, Any]) -> None:
+    passed = STATES["Snapshot"]["ResultSelector"]
+    assert passed == {f"{key}.$": f"$.Payload.{key}" for key in snapped}
+    assert set(re.findall(r"\$\.data\.(\w+)", SOURCE)) == set(snapped)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -29,7 +29,8 @@ from retrue.artifact import PROJECTIONS, Card
 from retrue.classifier import Classifier, Scored
 from retrue.dataset import Example
 from retrue.errors import TrainingFailed
-from retrue.training.finetune import Progress, Result, quiet, silent
+from retrue.training.finetune import Progress, Result, silent
+from retrue.training.learner import quiet
 
 OPSET = 20
 TOLERANCE = 1e-4  # between torch and the fp32 graph, absolute

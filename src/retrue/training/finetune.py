@@ -1,36 +1,43 @@
 """Fine-tuning in one function with its loop in the open."""
 
+import hashlib
 import json
 import logging
 import math
-import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import nn
 from tqdm import tqdm
 
+import retrue
 from retrue import dataset as datasets
-from retrue import settings as settings_of
-from retrue.errors import BadDataset, TrainingFailed, WrongSetting
+from retrue import metrics, replay
+from retrue.dataset import Example, Manifest
+from retrue.errors import BadDataset, Interrupted, TrainingFailed, WrongSetting
 from retrue.records import Record
+from retrue.training import batches, checkpoint, tokens
 from retrue.training import encoder as encoders
+from retrue.training.cluster import joined
+from retrue.training.learner import Learner, reproducible
+from retrue.training.settings import Settings
+from retrue.training.tokens import Tokens
 
 Progress = Callable[[float, str], None]
-CLIP = 1.0
-LOG_SECONDS = 30.0
+LOG_SECONDS = 60.0
+CURVE = 500  # points of the loss curve that are kept at most
 HELD_OUT = 20  # rows in validation and test together, out of which the drift reference is made
-GROUP = 50  # so many batches are sorted by length together: little padding, and still well shuffled
+# Settings that may differ between the training that left a state and the one that takes it up.
+INDIFFERENT = {"encoder_name", "until", "minutes", "checkpoint_minutes", "compile"}
 
 log = logging.getLogger(__name__)
 
@@ -39,50 +46,18 @@ def silent(share: float, message: str) -> None:
     """The progress of somebody who does not look."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to train; each may come from outside as a variable of the same name.
-
-    `warmup` is a share of all steps. `frozen_layers` above 0 freezes the embeddings and that many of the lowest
-    layers. `patience` is the number of epochs without gain that end the training. `max_rows` 0 takes every row,
-    `minutes` 0 sets no limit.
-    """
-
-    encoder_name: str = encoders.DEFAULT
-    learning_rate: float = 1e-4
-    epochs: int = 3
-    batch_size: int = 32
-    max_tokens: int = 256
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    seed: int = 0
-    frozen_layers: int = 0
-    patience: int = 2
-    max_rows: int = 0
-    minutes: float = 0.0
-
-    def __post_init__(self) -> None:
-        least = {"learning_rate": 1e-12, "epochs": 1, "batch_size": 1, "max_tokens": 3, "patience": 1, "max_rows": 0}
-        low = [f"{name} must be at least {value}" for name, value in least.items() if not getattr(self, name) >= value]
-        if low:
-            raise WrongSetting("; ".join(low))
-
-
-def chosen(values: Mapping[str, str]) -> Settings:
-    """Settings from texts by name, as a training job gets them; WrongSetting names each that is unknown or wrong."""
-    own = {name: value for name, value in values.items() if not name.startswith("sagemaker_")}
-    known = [field.name for field in fields(Settings)]
-    unknown = sorted(set(own) - set(known))
-    if unknown:
-        raise WrongSetting(f"unknown training settings {', '.join(unknown)}: there are {', '.join(known)}")
-    return settings_of.read(Settings, {name.upper(): value for name, value in own.items()})
+def never() -> bool:
+    """The wish to stop of somebody who has none."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
 class Result(Record):
-    """What one training did; `accuracy` is that of the kept epoch on the validation split.
+    """What one training did; `metric` and `accuracy` are those of the kept state on the validation split.
 
-    `tokens_per_second` counts the real tokens of the training passes. `history` has one entry an epoch.
+    `tokens_per_second` counts the real tokens of the training steps, `padding` is the share of the others among all.
+    `history` has one entry an evaluation, `losses` pairs of step and mean loss since the pair before. With `paused` the
+    training has not ended: its state lies in the checkpoints, and there is no model yet.
     """
 
     encoder: str
@@ -97,22 +72,185 @@ class Result(Record):
     device: str
     bf16: bool
     history: list[dict[str, float]]
+    metric: float = 0.0
+    paused: bool = False
+    padding: float = 0.0
+    peak_memory_mb: float = 0.0
+    code: str = ""
+    encoder_sha256: str = ""
+    losses: list[list[float]] = field(default_factory=list)
 
 
-def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progress: Progress = silent) -> Result:
-    """Train a classifier on a prepared dataset; the epoch that is best on the validation split is kept in `out`.
+@dataclass
+class State:
+    """How far a training is: what a checkpoint has to hold beside the learner."""
 
-    The same seed, data and settings give the same weights on the same device with the same number of threads.
-    Raises BadDataset, WrongSetting, or TrainingFailed when the loss is no longer a number.
+    step: int = 0
+    real: int = 0  # tokens of texts
+    fed: int = 0  # the same with padding
+    learning: float = 0.0  # seconds in steps
+    seconds: float = 0.0  # all of them
+    best: float = -1.0
+    accuracy: float = 0.0  # of the best
+    mark: float = -1.0  # what counts as the last gain
+    stale: int = 0  # evaluations since
+    over: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+    lost: float = 0.0  # losses since the last point of the curve
+    summed: int = 0  # steps since
+
+
+def finetune(
+    encoder: Path,
+    dataset: Path,
+    settings: Settings,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    checkpoints: Path | None = None,
+    cache: Path | None = None,
+    stop: Callable[[], bool] = never,
+) -> Result:
+    """Train a classifier on a prepared dataset; what is best on the validation split is kept in `out`.
+
+    The same seed, data and settings give the same weights on the same device with the same number of threads, also
+    where the training was stopped between: what lies in `checkpoints` is taken up, if it is of this very training.
+    `cache` keeps token ids for trainings that share them. `stop` is asked after each step. Under torchrun every
+    process calls this, and the first one writes. Raises BadDataset, WrongSetting, Interrupted after `stop` said yes,
+    or TrainingFailed when the loss is no longer a number.
     """
     began = time.monotonic()
+    if settings.until < 1 and checkpoints is None:
+        raise WrongSetting("until is below 1, which needs a folder for checkpoints to pause in")
     manifest = datasets.read_manifest(dataset)
-    labels = manifest.labels
+    train, validation = _examples(dataset, manifest, settings)
+    facts = json.loads((encoder / encoders.FACTS).read_text())
+    with joined() as cluster, _kept(cache) as folder, reproducible(settings.seed):
+        with cluster.first_on_each_node():
+            own, held = (_tokens(encoder, settings, folder, rows) for rows in (train, validation))
+        learner = Learner(encoder, manifest.labels, settings, cluster)
+        truth = torch.tensor([manifest.labels.index(row.label) for row in train], device=learner.device)
+        recent = np.array([row.source == "feedback" for row in train])
+        per_epoch = math.ceil(len(train) / settings.batch_size)
+        total = per_epoch * settings.epochs
+        goal = math.ceil(total * settings.until)
+        due = {math.ceil(per_epoch * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
+
+        decisive = {name: value for name, value in asdict(settings).items() if name not in INDIFFERENT}
+        name = checkpoint.fingerprint(
+            settings=decisive, dataset=manifest.id, encoder=facts["sha256"], processes=cluster.size, code=code()
+        )
+        state, best = State(), learner.weights()
+        if found := cluster.share(checkpoint.load(checkpoints, name) if checkpoints and cluster.leads else None):
+            state, best = State(**found["state"]), found["best"]
+            learner.restore(found["learner"])
+            log.info("going on after step %d of %d", state.step, total)
+        before = state.seconds
+
+        def save() -> None:
+            kept = {"state": asdict(state), "best": best, "learner": learner.state()}
+            if checkpoints and cluster.leads:
+                checkpoint.save(checkpoints, name, kept)
+
+        saved = said = time.monotonic()
+        plan = _plan(settings, own.lengths, recent, state.step)
+        with tqdm(total=goal, initial=state.step, unit="step", disable=None if cluster.leads else True) as bar:
+            while not state.over and state.step < goal:
+                ticked = time.monotonic()
+                seen = learner.learn(own, truth, next(plan), _rate(state.step, total, settings.warmup))
+                now = time.monotonic()
+                state.step += 1
+                state.learning += now - ticked
+                state.seconds = before + now - began
+                state.real, state.fed = state.real + seen.real, state.fed + seen.fed
+                state.lost, state.summed = state.lost + seen.loss, state.summed + 1
+                if not math.isfinite(seen.loss):
+                    raise TrainingFailed(f"the loss is {seen.loss} after {state.step} steps: lower learning_rate")
+                if state.summed >= total / CURVE or state.step == total:
+                    state.losses.append([state.step, state.lost / state.summed])
+                    state.lost, state.summed = 0.0, 0
+
+                late, ripe, stopped = cluster.any_of(
+                    bool(settings.minutes) and state.seconds > settings.minutes * 60,
+                    now - saved > settings.checkpoint_minutes * 60,
+                    stop(),
+                )
+                if (state.step - 1) % per_epoch + 1 in due or state.step == goal or late:
+                    entry = _evaluated(learner, held, validation, manifest.labels, state.step, per_epoch)
+                    value = entry[settings.metric]
+                    since = state.history[-1]["step"] if state.history else 0
+                    losses = [loss for step, loss in state.losses if step > since] or [seen.loss]
+                    state.history.append(entry | {"loss": sum(losses) / len(losses)})
+                    if value > state.best:
+                        state.best, state.accuracy, best = value, entry["accuracy"], learner.weights()
+                    state.stale += 1
+                    if value > state.mark and value >= state.mark + settings.min_gain:
+                        state.mark, state.stale = value, 0
+                    exhausted = state.stale >= settings.patience * settings.evaluations
+                    state.over = exhausted or late or state.step == total
+                if checkpoints and (ripe or stopped or state.over or state.step == goal):
+                    save()
+                    saved = time.monotonic()
+                if stopped and not state.over and state.step < goal:
+                    raise Interrupted(f"the training was stopped from outside after step {state.step} of {total}")
+
+                message = (
+                    f"epoch {(state.step - 1) // per_epoch + 1} of {settings.epochs}, loss {seen.loss:.3f}, "
+                    f"{state.real / state.learning:.0f} tokens/s"
+                )
+                bar.update()
+                bar.set_postfix_str(message, refresh=False)
+                progress(state.step / goal, message)
+                if bar.disable and cluster.leads and now - said >= LOG_SECONDS:
+                    said = now
+                    log.info("step %d of %d: %s", state.step, total, message)
+
+        if state.over and cluster.leads:
+            learner.model.load_state_dict(best)
+            encoders.save(learner.model, out)
+            for file in ("tokenizer.json", "NOTICE", "LICENSE"):
+                if (encoder / file).is_file():
+                    shutil.copyfile(encoder / file, out / file)
+        return Result(
+            encoder=facts["name"],
+            notice=facts["notice"],
+            settings=asdict(settings),
+            labels=manifest.labels,
+            rows=len(train),
+            steps=state.step,
+            accuracy=state.accuracy,
+            seconds=round(before + time.monotonic() - began, 3),
+            tokens_per_second=round(state.real / state.learning, 1),
+            device=str(learner),
+            bf16=learner.bf16,
+            history=state.history,
+            metric=state.best,
+            paused=not state.over,
+            padding=round(1 - state.real / state.fed, 4),
+            peak_memory_mb=round(learner.peak_memory_mb(), 1),
+            code=code(),
+            encoder_sha256=facts["sha256"],
+            losses=state.losses,
+        )
+
+
+def code() -> str:
+    """What names the version of this program: its number, and the hash of its files."""
+    root = Path(retrue.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _examples(dataset: Path, manifest: Manifest, settings: Settings) -> tuple[list[Example], list[Example]]:
+    """The rows to train on and those to validate on."""
     train, validation = datasets.read(dataset, "train"), datasets.read(dataset, "validation")
-    if len(labels) < 2 or not train or not validation:
+    if len(manifest.labels) < 2 or not train or not validation:
         raise BadDataset(
-            f"dataset {manifest.id} has {len(labels)} labels, {len(train)} training rows and {len(validation)} "
-            "validation rows: a classifier needs two labels or more, and rows in both splits"
+            f"dataset {manifest.id} has {len(manifest.labels)} labels, {len(train)} training rows and "
+            f"{len(validation)} validation rows: a classifier needs two labels or more, and rows in both splits"
         )
     held_out = sum(sum(manifest.counts[split].values()) for split in ("validation", "test"))
     if held_out < HELD_OUT:
@@ -122,193 +260,55 @@ def finetune(encoder: Path, dataset: Path, settings: Settings, out: Path, progre
     if 0 < settings.max_rows < len(train):
         kept = np.random.default_rng(settings.seed).permutation(len(train))[: settings.max_rows]
         train = [train[i] for i in sorted(kept)]
+    return train, validation
 
-    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
-    tokenizer.enable_truncation(settings.max_tokens)
-    train_ids = [np.array(e.ids) for e in tokenizer.encode_batch([row.text for row in train])]
-    validation_ids = [np.array(e.ids) for e in tokenizer.encode_batch([row.text for row in validation])]
-    train_truth = torch.tensor([labels.index(row.label) for row in train])
-    validation_truth = np.array([labels.index(row.label) for row in validation])
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    steps_per_epoch = math.ceil(len(train_ids) / settings.batch_size)
-    total = steps_per_epoch * settings.epochs
-    warm = max(1, round(total * settings.warmup))
-    history: list[dict[str, float]] = []
-    best: dict[str, torch.Tensor] = {}
-    best_accuracy, stale, step, tokens, training_seconds = -1.0, 0, 0, 0, 0.0
-    limit = began + settings.minutes * 60 if settings.minutes else math.inf
-    said = began
-
-    with _reproducible(settings.seed, device), tqdm(total=total, unit="batch", disable=None) as bar:
-        model = _classifier(encoder, labels, settings, device)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        # Biases and layer norms are not decayed: decay would pull them from the scale that they set.
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        shuffle = np.random.default_rng(settings.seed)
-        for epoch in range(settings.epochs):
-            model.train()
-            epoch_began, losses, seen = time.monotonic(), 0.0, 0
-            for rows in _batches([len(ids) for ids in train_ids], settings.batch_size, shuffle):
-                rate = (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * rate
-                ids, mask = _padded([train_ids[i] for i in rows], model.config, device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits = model(input_ids=ids, attention_mask=mask).logits
-                loss = nn.functional.cross_entropy(logits.float(), train_truth[rows].to(device))
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(trained, CLIP)
-                optimizer.step()
-                optimizer.zero_grad()
-                step += 1
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise TrainingFailed(f"the loss is {value} after {step} steps: lower learning_rate")
-                losses, seen = losses + value * len(rows), seen + len(rows)
-                tokens += sum(len(train_ids[i]) for i in rows)
-                now = time.monotonic()
-                speed = tokens / (training_seconds + now - epoch_began)
-                message = f"epoch {epoch + 1} of {settings.epochs}, loss {value:.3f}, {speed:.0f} tokens/s"
-                bar.update()
-                bar.set_postfix_str(message, refresh=False)
-                progress(step / total, message)
-                if bar.disable and now - said >= LOG_SECONDS:
-                    said = now
-                    log.info("step %d of %d: %s", step, total, message)
-                if now > limit:
-                    break
-            training_seconds += time.monotonic() - epoch_began
-            predicted = _predict(model, validation_ids, settings.batch_size, device, bf16)
-            accuracy = float((predicted == validation_truth).mean())
-            history.append({"epoch": epoch + 1, "loss": losses / seen, "accuracy": accuracy})
-            log.info("epoch %d: validation accuracy %.4f", epoch + 1, accuracy)
-            stale += 1
-            if accuracy > best_accuracy:
-                best_accuracy, stale = accuracy, 0
-                best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-            if stale >= settings.patience or time.monotonic() > limit:
-                break
-        model.load_state_dict(best)
-        encoders.save(model, out)
-
-    for file in ("tokenizer.json", "NOTICE", "LICENSE"):
-        if (encoder / file).is_file():
-            shutil.copyfile(encoder / file, out / file)
-    facts = json.loads((encoder / encoders.FACTS).read_text())
-    return Result(
-        encoder=facts["name"],
-        notice=facts["notice"],
-        settings=asdict(settings),
-        labels=labels,
-        rows=len(train),
-        steps=step,
-        accuracy=best_accuracy,
-        seconds=round(time.monotonic() - began, 3),
-        tokens_per_second=round(tokens / training_seconds, 1),
-        device=torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        bf16=bf16,
-        history=history,
+def _tokens(encoder: Path, settings: Settings, folder: Path, rows: list[Example]) -> Tokens:
+    """The token ids of rows, made once for all trainings that share tokenizer, cut and texts."""
+    file = encoder / "tokenizer.json"
+    digest = hashlib.sha256(file.read_bytes() + f" {settings.max_tokens} {settings.cut}".encode())
+    for row in rows:
+        digest.update(row.text.encode() + b"\0")
+    texts = [row.text for row in rows]
+    return tokens.write(
+        folder / digest.hexdigest()[:16], Tokenizer.from_file(str(file)), texts, settings.max_tokens, settings.cut
     )
 
 
-def _classifier(
-    encoder: Path, labels: list[str], settings: Settings, device: torch.device
-) -> transformers.PreTrainedModel:
-    """The encoder with a fresh head, its lowest layers frozen as asked."""
-    with quiet():
-        config = transformers.AutoConfig.from_pretrained(encoder)
-        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-        # Dropout of the attention draws a random number for each pair of tokens: a quarter of the time on a CPU.
-        for name in ("attention_dropout", "attention_probs_dropout_prob"):
-            if hasattr(config, name):
-                setattr(config, name, 0.0)
-        # Fused attention has no deterministic backward pass on a GPU, and the slower one on a CPU.
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            encoder, config=config, attn_implementation="eager"
-        )
-    positions = model.config.max_position_embeddings
-    if settings.max_tokens > positions:
-        raise WrongSetting(f"max_tokens is {settings.max_tokens}, but the encoder has {positions} positions")
-    base = model.base_model
-    layers = (base.transformer if hasattr(base, "transformer") else base.encoder).layer
-    if not 0 <= settings.frozen_layers <= len(layers):
-        raise WrongSetting(f"frozen_layers is {settings.frozen_layers}, but the encoder has {len(layers)} layers")
-    if settings.frozen_layers:
-        for part in (base.embeddings, *layers[: settings.frozen_layers]):
-            part.requires_grad_(False)
-    return model.to(device)
+def _plan(
+    settings: Settings, lengths: NDArray[np.int64], recent: NDArray[np.bool_], done: int
+) -> Iterator[batches.Rows]:
+    """The rows of each step after those that are done; every epoch is shuffled by its own number."""
+    per_epoch = math.ceil(len(lengths) / settings.batch_size)
+    for epoch in range(done // per_epoch, settings.epochs):
+        shuffle = np.random.default_rng([settings.seed, epoch])
+        rows = replay.epoch(recent, settings.replay_share, shuffle)
+        steps = batches.steps(rows, lengths, settings.batch_size, shuffle)
+        yield from steps[max(0, done - epoch * per_epoch) :]
 
 
-def _predict(
-    model: transformers.PreTrainedModel, texts: list[NDArray[Any]], size: int, device: torch.device, bf16: bool
-) -> NDArray[np.int64]:
-    model.eval()
-    predicted = np.zeros(len(texts), dtype=np.int64)
-    order = np.argsort([len(ids) for ids in texts], kind="stable")
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            ids, mask = _padded([texts[i] for i in rows], model.config, device)
-            predicted[rows] = model(input_ids=ids, attention_mask=mask).logits.argmax(-1).cpu().numpy()
-    return predicted
+def _rate(step: int, total: int, warmup: float) -> float:
+    """The share of the learning rate in a step: up in a line over the warm-up, then down in a line to nothing."""
+    warm = max(1, round(total * warmup))
+    return (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
 
 
-def _batches(lengths: list[int], size: int, shuffle: np.random.Generator) -> Iterator[NDArray[Any]]:
-    """Row numbers of one epoch's batches, in random order, rows of like length together."""
-    order = shuffle.permutation(len(lengths))
-    batches = []
-    for start in range(0, len(order), size * GROUP):
-        block = order[start : start + size * GROUP]
-        block = block[np.argsort(np.array(lengths)[block], kind="stable")]
-        batches += [block[i : i + size] for i in range(0, len(block), size)]
-    for i in shuffle.permutation(len(batches)):
-        yield batches[i]
-
-
-def _padded(
-    texts: list[NDArray[Any]], config: transformers.PreTrainedConfig, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # Each new width makes the CPU's matrix library compile its kernels anew; with multiples of 8 there are few.
-    width = min(-(-max(len(text) for text in texts) // 8) * 8, config.max_position_embeddings)
-    ids = np.full((len(texts), width), config.pad_token_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for i, text in enumerate(texts):
-        ids[i, : len(text)], mask[i, : len(text)] = text, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+def _evaluated(
+    learner: Learner, held: Tokens, rows: list[Example], labels: list[str], step: int, per_epoch: int
+) -> dict[str, float]:
+    predicted = [labels[column] for column in learner.predict(held)]
+    found = metrics.quality([row.label for row in rows], predicted, labels)
+    epoch = round(step / per_epoch, 3)
+    if learner.cluster.leads:
+        log.info("epoch %g: validation accuracy %.4f, macro F1 %.4f", epoch, found.accuracy, found.f1_macro)
+    return {"step": step, "epoch": epoch, "accuracy": found.accuracy, "f1_macro": found.f1_macro}
 
 
 @contextmanager
-def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch and ask a GPU for deterministic kernels, and leave both as they were found."""
-    before = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if device.type == "cuda":  # the CPU's kernels that are used here are deterministic, and the check costs time
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from reporting that the head is new, which is meant, and from drawing bars into a log."""
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
+def _kept(cache: Path | None) -> Iterator[Path]:
+    """The folder of the caller, or one for the time being."""
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
