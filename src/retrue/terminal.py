@@ -83,13 +83,14 @@ def trials_shown(searched: bool) -> Callable[[Search], None]:
             err.print(trials_table(found))
             for trial in found.trials:
                 if trial.error and trial.rungs == shown:
-                    err.print(f"trial {trial.name} failed: {trial.error}", highlight=False, soft_wrap=True)
+                    err.print(f"trial {trial.name} failed: {trial.error}", markup=False, highlight=False, soft_wrap=True)
         shown = found.rung
         for trial in found.running:
             if trial.rungs == found.rung:
                 chosen = ", ".join(f"{name}={value}" for name, value in trial.settings.items())
                 share = found.plan.shares[found.rung]
-                err.print(f"rung {shown + 1} of {len(found.plan.shares)}, trial {trial.name} to {share:.0%}: {chosen}")
+                where = f"rung {shown + 1} of {len(found.plan.shares)}, trial {trial.name} to {share:.0%}"
+                err.print(f"{where}: {chosen}", markup=False, highlight=False, soft_wrap=True)
                 break
 
     return show
