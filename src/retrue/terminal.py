@@ -28,6 +28,7 @@ from retrue.workflow import request_retraining, run_of
 POLL_SECONDS = 1.0
 START_SECONDS = 60.0  # between a request on the bus and its execution
 JOB_SECONDS = 1_000.0  # a little more than the batch function may take
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 err = Console(stderr=True)
 
 
@@ -78,19 +79,19 @@ def trials_shown(searched: bool) -> Callable[[Search], None]:
         if not searched:
             return
         if shown < 0:
-            err.print(found.plan.told(), highlight=False)
+            err.print(found.plan.told(), **PLAIN)
         elif found.rung > shown:
             err.print(trials_table(found))
             for trial in found.trials:
                 if trial.error and trial.rungs == shown:
-                    err.print(f"trial {trial.name} failed: {trial.error}", markup=False, highlight=False, soft_wrap=True)
+                    err.print(f"trial {trial.name} failed: {trial.error}", **PLAIN)
         shown = found.rung
         for trial in found.running:
             if trial.rungs == found.rung:
                 chosen = ", ".join(f"{name}={value}" for name, value in trial.settings.items())
                 share = found.plan.shares[found.rung]
                 where = f"rung {shown + 1} of {len(found.plan.shares)}, trial {trial.name} to {share:.0%}"
-                err.print(f"{where}: {chosen}", markup=False, highlight=False, soft_wrap=True)
+                err.print(f"{where}: {chosen}", **PLAIN)
                 break
 
     return show
