@@ -5,7 +5,7 @@ PORT ?= 4566
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) install
 
-.PHONY: up down logs test check lock openapi clean
+.PHONY: up down logs test check bench-train lock openapi clean
 
 up: .venv/ready .venv-cloud/ready
 	@.venv/bin/retrue up --port $(PORT)
@@ -29,6 +29,9 @@ check: .venv/ready .venv-sam/ready
 	.venv-sam/bin/cfn-lint template.yaml
 	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
 
+bench-train: .venv/ready .venv-bench/ready
+	.venv/bin/python benchmarks/train.py
+
 openapi: .venv/ready
 	.venv/bin/python docs/openapi.py
 
@@ -36,7 +39,7 @@ lock:
 	./locks/relock.sh
 
 clean: down
-	rm -rf .venv .venv-cloud .venv-sam .retrue
+	rm -rf .venv .venv-cloud .venv-sam .venv-bench .retrue
 
 # Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages. A CPU build finds all that
 # it needs installed already; a GPU build fetches its own.
@@ -54,6 +57,15 @@ clean: down
 	@echo "installing the local cloud into .venv-cloud"
 	@.venv-cloud/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-cloud
 	@.venv-cloud/$(PIP) --require-hashes --no-deps -r locks/cloud.txt
+	@touch $@
+
+# The peers of the benchmarks share the project's own torch and transformers.
+.venv-bench/ready: .venv/ready locks/bench.txt
+	@echo "installing what the benchmarks' peers need into .venv-bench"
+	@.venv-bench/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-bench
+	@.venv-bench/bin/python -c "import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path('purelib')); \
+		(here / 'project.pth').write_text(str(here).replace('.venv-bench', '.venv') + '\n' + '$(CURDIR)/src\n')"
+	@.venv-bench/$(PIP) --require-hashes --no-deps -r locks/bench.txt
 	@touch $@
 
 .venv-sam/ready: locks/sam.txt

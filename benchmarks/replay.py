@@ -24,6 +24,7 @@ from tqdm import tqdm
 from retrue import dataset, metrics, replay
 from retrue.dataset import Example
 from retrue.training import encoder, finetune
+from retrue.training.settings import Settings
 
 LABELS = ("negative", "positive")
 NEVER = "never retrained"
@@ -51,9 +52,7 @@ def main() -> None:
         }
         for seed in tqdm(range(asked.seeds), unit="seed", disable=None):
             for name, share in SHARES.items():
-                settings = finetune.Settings(
-                    epochs=asked.epochs, max_tokens=asked.max_tokens, seed=seed, replay_share=share
-                )
+                settings = Settings(epochs=asked.epochs, max_tokens=asked.max_tokens, seed=seed, replay_share=share)
                 out = root / "checkpoint"
                 finetune.finetune(start, folders["old" if name == NEVER else "mixed"], settings, out)
                 right[name].append(predict(out, [row.text for row in judged], asked.max_tokens) == truth)

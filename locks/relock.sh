@@ -13,3 +13,4 @@ for pair in predict:predict/requirements.txt batch:batch/requirements.txt monito
 done
 compile locks/cloud.in -o locks/cloud.txt
 compile locks/sam.in -o locks/sam.txt
+compile --no-deps locks/bench.in -o locks/bench.txt
