@@ -91,8 +91,9 @@ def test_a_wrong_entry_is_named_with_its_reason(entry: dict[str, Any], reason: s
 
 
 def test_every_wrong_entry_is_named_in_one_error() -> None:
-    with pytest.raises(BadInput, match=r"rate cannot be searched.*; epochs holds a value.*; cut is neither"):
-        search.space({"rate": [1], "epochs": ["few"], "cut": "head", "learning_rate": [1e-4]}, KNOWN)
+    wanted = r"rate, 7 cannot be searched: there are .*; epochs holds a value.*; cut is neither"
+    with pytest.raises(BadInput, match=wanted):
+        search.space({"rate": [1], "epochs": ["few"], "cut": "head", "learning_rate": [1e-4], 7: [1]}, KNOWN)
 
 
 @pytest.mark.parametrize("values", [None, [], {}, "learning_rate"])

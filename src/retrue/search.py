@@ -128,12 +128,11 @@ def space(values: Any, known: Mapping[str, type]) -> Space:
     """
     if not isinstance(values, Mapping) or not values:
         raise BadInput("the space is not a mapping of settings to lists of values: see `retrue train --help`")
-    wrong: list[str] = []
+    unknown = [str(name) for name in values if name not in known]
+    wrong = [f"{', '.join(unknown)} cannot be searched: there are {', '.join(known)}"] if unknown else []
     found: Space = {}
-    for name, entry in values.items():
-        if name not in known:
-            wrong.append(f"{name} cannot be searched: there are {', '.join(known)}")
-            continue
+    for name in [name for name in values if name in known]:
+        entry = values[name]
         try:
             found[name] = _range(entry, known[name]) if isinstance(entry, Mapping) else _values(entry, known[name])
         except ValueError as error:
@@ -220,6 +219,8 @@ def winner(found: Search) -> Trial:
     """The best of those that finished; TrainingFailed with every reason where there is none."""
     finished = sorted((trial for trial in found.trials if trial.state == "finished"), key=_rank)
     if not finished:
+        if len(found.trials) == 1:
+            raise TrainingFailed(found.trials[0].error)
         reasons = "; ".join(f"trial {trial.name}: {trial.error}" for trial in found.trials if trial.state == "failed")
         raise TrainingFailed(f"no trial of the search reached its end: {reasons}")
     return finished[0]

@@ -150,6 +150,8 @@ def follow(stack: Stack, execution: str) -> dict[str, Any]:
     if found["status"] != "SUCCEEDED":
         reasons = [entry.reason for entry in stack.lake.ledger() if entry.run == run]
         raise StackError(f"the workflow ended as {found['status']}: {(reasons or ['see its execution history'])[-1]}")
+    if searched := trials.read(stack.lake, run):
+        err.print(trials_table(searched))
     entries = [entry for entry in stack.lake.ledger() if entry.run == run]
     outcome = seen[-1] if seen else ""
     return {"execution": execution, "outcome": outcome, **(json.loads(entries[-1].to_json()) if entries else {})}

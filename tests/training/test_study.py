@@ -127,5 +127,9 @@ def test_a_study_of_other_data_or_settings_has_another_folder(
 def test_where_every_trial_fails_there_is_no_winner(tiny_encoder: Path, easy: Path, tmp_path: Path) -> None:
     bad = study.plan(BASE, [TRIALS[3]], 0)
     found = study.run(tiny_encoder, easy, BASE, bad, tmp_path, quiet)
-    with pytest.raises(TrainingFailed, match="frozen_layers is 9"):
+    with pytest.raises(TrainingFailed, match=r"^frozen_layers is 9"):
         study.finish(easy, tmp_path, found, CREATED)
+    # Asked once more it is tried once more.
+    heard: list[Search] = []
+    study.run(tiny_encoder, easy, BASE, bad, tmp_path, heard.append)
+    assert [trial.state for trial in heard[0].trials] == ["running"]

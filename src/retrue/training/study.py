@@ -62,6 +62,8 @@ def run(
     """
     kept = folder / SEARCH
     found = Search.from_json(kept.read_text()) if kept.is_file() else Search.begin(plan)
+    if not any(trial.state in ("running", "finished") for trial in found.trials):
+        found = Search.begin(plan)  # nothing came of it, and whoever asks again has changed something
     while found.running:
         for trial in [trial for trial in found.running if trial.rungs <= found.rung]:
             heard(found)
