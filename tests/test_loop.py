@@ -115,6 +115,7 @@ def test_the_circle_closes_on_real_reviews(
     second = follow(stack, _newest(stack, first["execution"]))
     assert second["outcome"] == "Promoted", second
     assert "drift" in second["reason"]
+    assert second["evidence"]["rules"]["trigger"] == "drift"
     after = stack.status()
     assert after["alias_version"] == second["version"] != before["alias_version"]
     assert after["model_version"] == second["model"] != before["model_version"]
@@ -141,6 +142,8 @@ def test_the_circle_closes_on_real_reviews(
     # a person may name a model, and a deployment without changes leaves what serves alone
     again = follow(stack, ask(stack, {"reason": "a person decided", "model": second["model"]}))
     assert (again["outcome"], again["model"]) == ("Promoted", second["model"])
+    assert again["reason"] == "a person decided: a person put it past the gate"
+    assert again["evidence"] == {"override": True, "reason": "a person decided", "trigger": "person"}
     served = stack.status()
     assert served["alias_version"] == again["version"] not in (before["alias_version"], after["alias_version"])
     redeploy()

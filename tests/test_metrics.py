@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.special import softmax as scipy_softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix, f1_score
 
 from retrue import metrics
@@ -142,3 +142,120 @@ def test_tables_that_do_not_fit_are_refused(values: Any, truth: Any, message: st
         metrics.fit_temperature(values, truth)
     with pytest.raises(ValueError, match=message):
         metrics.calibration_error(values, truth)
+
+
+# two classifiers on the same rows
+@pytest.mark.parametrize(("gained", "lost"), [(12, 3), (0, 7), (7, 0), (0, 0), (40, 41)])
+def test_the_chance_to_win_by_luck_agrees_with_scipys_exact_test(gained: int, lost: int) -> None:
+    expected = binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1.0
+    assert metrics.win_chance(gained, gained + lost) == pytest.approx(expected)
+
+
+def score(gained: int, lost: int, n: int, difference: float) -> float:
+    """Tango's statistic with the likeliest shares under a difference searched for rather than solved."""
+
+    def surprise(share: float) -> float:  # of rows that are lost
+        rest = 1 - 2 * share - difference
+        parts = [(gained, share + difference), (lost, share), (n - gained - lost, rest)]
+        return -sum(count * math.log(max(part, 1e-300)) for count, part in parts if count)
+
+    bounds = (max(0.0, -difference), (1 - difference) / 2)
+    share = minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    return float((gained - lost - n * difference) / math.sqrt(n * (2 * share + difference * (1 - difference))))
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n"), [(1, 7, 21), (12, 2, 50), (40, 20, 160), (3, 0, 2000), (60, 50, 2000), (5, 6, 12)]
+)
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_the_interval_of_a_difference_ends_where_the_score_says(
+    gained: int, lost: int, n: int, confidence: float
+) -> None:
+    low, high = metrics.difference(gained, lost, n, confidence)
+    limit = norm.ppf((1 + confidence) / 2)
+    assert (score(gained, lost, n, low), score(gained, lost, n, high)) == pytest.approx((limit, -limit), abs=1e-3)
+
+
+def test_the_interval_of_a_difference_is_that_of_a_published_example() -> None:
+    # Airway hyper-responsiveness before and after a transplantation (Bentur et al. 2009): 1, 1, 7, 12 children.
+    assert metrics.difference(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@pytest.mark.parametrize("n", [10, 100, 5000])
+def test_the_interval_of_a_difference_is_right_at_its_extremes(n: int) -> None:
+    square = norm.ppf(0.975) ** 2  # where all rows agree or none does, the equation of the score can be solved
+    assert metrics.difference(0, 0, n) == pytest.approx((-square / (n + square), square / (n + square)), abs=1e-8)
+    assert metrics.difference(n, 0, n) == pytest.approx(((n - square) / (n + square), 1.0), abs=1e-8)
+    assert metrics.difference(0, n, n) == pytest.approx((-1.0, (square - n) / (n + square)), abs=1e-8)
+
+
+@pytest.mark.parametrize(("up", "down", "n"), [(0.03, 0.03, 2000), (0.02, 0.03, 2000), (0.001, 0.011, 500)])
+def test_the_lower_bound_of_a_difference_is_too_high_as_seldom_as_it_says(up: float, down: float, n: int) -> None:
+    # Two standard errors of 2000 draws around 2.5 % are 0.7 points; few rows that differ put the score a little off.
+    draws = np.random.default_rng(3).multinomial(n, [up, down, 1 - up - down], size=2000)
+    over = [metrics.difference(gained, lost, n)[0] > up - down for gained, lost, _ in draws.tolist()]
+    assert 0.005 < np.mean(over) < 0.035
+
+
+@pytest.mark.parametrize(("gained", "lost", "n", "floor"), [(30, 32, 1000, -0.01), (0, 0, 100, -0.01), (3, 1, 40, 0.0)])
+def test_so_many_rows_as_are_said_to_be_needed_are_enough_and_fewer_are_not(
+    gained: int, lost: int, n: int, floor: float
+) -> None:
+    needed = metrics.rows_to_show(gained, lost, n, floor)
+    assert needed is not None
+
+    def lowest(times: float) -> float:
+        return metrics._lowest_difference(gained * times, lost * times, n * times, 0.95)  # type: ignore[arg-type]
+
+    assert lowest(needed / n) >= floor - 1e-9
+    assert lowest((needed - 1) / n) < floor
+
+
+def test_no_number_of_rows_shows_what_is_not_so() -> None:
+    assert metrics.rows_to_show(10, 20, 1000, -0.01) is None
+    assert metrics.rows_to_show(10, 21, 1000, -0.01) is None
+    assert metrics.rows_to_show(0, 0, 1000, 0.0) is None
+
+
+@given(PAIRS)
+def test_macro_f1_of_numbers_is_that_of_labels(pairs: list[tuple[str, str]]) -> None:
+    truth, predicted = (np.array([LABELS.index(label) for label in column]) for column in zip(*pairs, strict=True))
+    expected = metrics.quality([a for a, _ in pairs], [b for _, b in pairs], LABELS).f1_macro
+    assert metrics.macro_f1(truth, predicted, 3) == pytest.approx(expected)
+
+
+def answers(seed: int, n: int, *accuracies: float) -> tuple[Any, list[Any]]:
+    """Truth and predictions for three labels, right as often as told and else wrong at random."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(3, size=n, p=[0.6, 0.3, 0.1])
+    return truth, [np.where(rng.random(n) < one, truth, rng.integers(3, size=n)) for one in accuracies]
+
+
+def test_resampled_f1_has_the_spread_of_rows_drawn_one_by_one() -> None:
+    truth, said = answers(1, 400, 0.8, 0.7)
+    rng = np.random.default_rng(2)
+    found = metrics.f1_samples(said, truth, 3, 1500, rng)
+    rows = rng.integers(400, size=(400, 400))
+    plain = np.array([[metrics.macro_f1(truth[row], one[row], 3) for row in rows] for one in said])
+    assert found.shape == (2, 1500)
+    np.testing.assert_allclose(found.mean(axis=1), plain.mean(axis=1), atol=4 * plain.std() / 20)
+    np.testing.assert_allclose(np.cov(found), np.cov(plain), rtol=0.3, atol=1e-4)
+
+
+def test_resampled_calibration_has_the_spread_of_rows_drawn_one_by_one() -> None:
+    tables = []
+    for seed, sharpness in ((4, 1.0), (4, 2.0)):
+        logits, truth = sample(seed, sharpness, n=500)
+        tables.append(metrics.softmax(logits))
+    rng = np.random.default_rng(2)
+    found = metrics.calibration_samples(tables, truth, 1000, rng)
+    rows = rng.integers(500, size=(300, 500))
+    plain = np.array([[metrics.calibration_error(table[row], truth[row]) for row in rows] for table in tables])
+    np.testing.assert_allclose(found.mean(axis=1), plain.mean(axis=1), atol=4 * plain.std() / 17)
+    np.testing.assert_allclose(found.std(axis=1), plain.std(axis=1), rtol=0.2)
+
+
+def test_the_same_answers_never_differ_on_any_resample() -> None:
+    truth, (said,) = answers(1, 100, 0.8)
+    ours, theirs = metrics.f1_samples([said, said], truth, 3, 50, np.random.default_rng(0))
+    assert (ours == theirs).all()

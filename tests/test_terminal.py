@@ -1,6 +1,8 @@
-"""What a terminal shows of long work: here of the trainings of a run."""
+"""What the command line asks of a stack, and what a terminal shows of the trainings of a run."""
 
+import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -11,9 +13,40 @@ from rich.console import Console
 from retrue import search, terminal
 from retrue.lake import Lake
 from retrue.search import Search, Trial
+from retrue.terminal import ask
 from retrue.worker import progress_key
 
 RUN = "retrue-0123456789abcdef"
+
+
+class Executions:
+    """The workflow's executions as the rule would begin them: one for each event that the bus has delivered."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+
+    def executions(self) -> list[dict[str, Any]]:
+        seen = boto3.client("logs").filter_log_events(logGroupName=self.group)["events"]
+        return [{"executionArn": event["message"]} for event in seen]
+
+    def describe(self, execution: str) -> dict[str, Any]:
+        return {"input": execution}
+
+
+@mock_aws
+@pytest.mark.parametrize(
+    ("detail", "trigger"), [({"reason": "new labels"}, "person"), ({"reason": "a test", "trigger": "drift"}, "drift")]
+)
+def test_whoever_asks_at_a_terminal_is_a_person_unless_said_otherwise(detail: dict[str, Any], trigger: str) -> None:
+    group, events = "/aws/events/retrain", boto3.client("events")
+    boto3.client("logs").create_log_group(logGroupName=group)
+    events.put_rule(Name="retrain", EventPattern=json.dumps({"source": ["retrue"]}))
+    arn = f"arn:aws:logs:eu-central-1:123456789012:log-group:{group}"
+    events.put_targets(Rule="retrain", Targets=[{"Id": "log", "Arn": arn}])
+    stack: Any = SimpleNamespace(session=boto3, outputs={"EnvironmentName": "test"}, workflow=Executions(group))
+    found = json.loads(ask(stack, detail))["detail"]
+    assert found.pop("mark")
+    assert found == {**detail, "environment": "test", "trigger": trigger}
 
 
 @pytest.fixture

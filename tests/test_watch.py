@@ -277,7 +277,7 @@ def test_a_run_asks_once_and_then_waits_for_the_cool_down(
     report, sent = ran(lake, classifier, NOW)
     assert report["requested"]
     assert len(sent) == 1
-    assert sent[0]["reason"] == "; ".join(report["reasons"])
+    assert (sent[0]["reason"], sent[0]["trigger"]) == ("; ".join(report["reasons"]), "drift")
     assert sent[0]["evidence"]["drift"] == report["drift"]
     assert json.loads(lake.get(sent[0]["report"].removeprefix(f"s3://{BUCKET}/"))) == report
     json.dumps(sent)
@@ -289,6 +289,18 @@ def test_a_run_asks_once_and_then_waits_for_the_cool_down(
 
     after, sent = ran(lake, classifier, NOW + 3 * HOUR, cooldown_hours=3.0)
     assert (after["decision"], after["requested"], len(sent)) == ("retrain", True, 1)
+
+
+@pytest.mark.parametrize(("drifted", "trigger"), [(False, "accuracy"), (True, "drift")])
+def test_a_request_says_what_fired_and_drift_goes_before_accuracy(
+    lake: Lake, classifier: Classifier, usual: list[Prediction], odd: list[Prediction], drifted: bool, trigger: str
+) -> None:
+    write(lake, odd if drifted else usual)
+    lake.write_labels(truths((odd if drifted else usual)[:100], wrong=90))
+    report, (sent,) = ran(lake, classifier, NOW)
+    assert report["accuracy"]["fired"]
+    assert report["drift"]["fired"] is drifted
+    assert sent["trigger"] == trigger
 
 
 def test_a_dry_run_asks_for_nothing_and_leaves_the_cool_down_alone(

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from botocore.stub import ANY, Stubber
 from moto import mock_aws
 
-from retrue.errors import StackError
+from retrue.errors import BadInput, StackError
 from retrue.workflow import Activity, Task, Workflow, begin, request_retraining
 
 ACCOUNT = "arn:aws:states:eu-central-1:123456789012"
@@ -218,7 +218,14 @@ def test_only_the_oldest_execution_goes_on(oldest: str | None, alone: bool) -> N
     assert begin(LONG, oldest, {"reason": "the texts drifted"})["alone"] is alone
 
 
-def test_a_request_keeps_what_it_says_and_always_has_a_reason() -> None:
-    request = {"reason": "drift", "settings": {"epochs": "1"}}
+def test_a_request_keeps_what_it_says_and_always_has_a_reason_and_a_trigger() -> None:
+    request = {"reason": "too old", "trigger": "schedule", "settings": {"epochs": "1"}}
     assert begin(LONG, None, request)["request"] == request
-    assert begin(LONG, None, {"model": "m"})["request"] == {"reason": "no reason given", "model": "m"}
+    filled = {"reason": "no reason given", "trigger": "person", "model": "m"}
+    assert begin(LONG, None, {"model": "m"})["request"] == filled
+
+
+@pytest.mark.parametrize("trigger", ["boredom", "", None, ["drift"]])
+def test_a_trigger_that_the_gate_does_not_know_is_refused_before_anything_is_trained(trigger: Any) -> None:
+    with pytest.raises(BadInput, match="none of drift, accuracy, schedule, person"):
+        begin(LONG, None, {"reason": "why not", "trigger": trigger})

@@ -52,7 +52,8 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = trials.choose(store, config, *what, event["rung"], event["results"])
         case "evaluate":
             champion = serving_model(config.model_parameter)
-            what = (event["artifacts"], event["dataset"], event["feedback"])
+            trigger = event["request"]["trigger"]
+            what = (event["artifacts"], event["dataset"], trigger, event["feedback"])
             answer = evaluation.evaluate(store, config, champion, *what)
         case "register":
             model = event["candidate"]["model"]

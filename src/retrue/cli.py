@@ -282,15 +282,17 @@ def retrain(
     _run(target(context).stack(), detail, wait, as_json)
 
 
-@app.command(epilog="Example: retrue promote 3fa9c1d2b0e4")
+@app.command(epilog="Example: retrue promote 3fa9c1d2b0e4 --reason 'the frozen rows are out of date'")
 def promote(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Id of a model in the lake; `current` puts the newest code under it.")],
-    reason: Reason = "a person decided",
+    reason: Reason,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Publish and serve a model that exists, past the gate but not past its golden inputs."""
+    if not reason.strip():
+        raise typer.BadParameter("say why: the reason is all that the ledger will know of it")
     stack = target(context).stack()
     if model == "current":
         model = stack.status()["model_version"]

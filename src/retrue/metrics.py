@@ -1,4 +1,8 @@
-"""How good a classifier is, with honest intervals, and how far its probabilities can be believed."""
+"""How good a classifier is and how much better than another, with honest intervals; how far it can be believed.
+
+Two classifiers that answered the same rows differ only where one was right and the other wrong. `gained` counts the
+rows that the first alone got right, `lost` those that the second alone did.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy.special import bdtrc, betaincinv, ndtri
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+BINS = 15
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,9 @@ def quality(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str
     place = {label: i for i, label in enumerate(labels)}
     if not place.keys() >= {*truth, *predicted}:
         raise ValueError("a row's label is not one of the given labels: give every label that occurs")
-    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(confusion, ([place[x] for x in truth], [place[x] for x in predicted]), 1)
-    hits = np.diagonal(confusion)
-    f1 = 2 * hits / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
+    true, said = (np.array([place[label] for label in column]) for column in (truth, predicted))
+    confusion = _confusion(true, said, len(labels))
+    hits, f1 = np.diagonal(confusion), _f1(confusion)
     n, right = len(truth), int(hits.sum())
     low, high = interval(right, n)
     return Quality(
@@ -55,6 +59,11 @@ def quality(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str
         confusion=confusion.tolist(),
         labels=list(labels),
     )
+
+
+def macro_f1(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> float:
+    """The mean of the F1 of each label, where labels are numbers from 0 to `classes` - 1."""
+    return float(_f1(_confusion(truth, predicted, classes)).mean())
 
 
 def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -93,14 +102,123 @@ def fit_temperature(logits: NDArray[Any], truth: NDArray[Any]) -> float:
     return math.exp(-(low + high) / 2)
 
 
-def calibration_error(probabilities: NDArray[Any], truth: NDArray[Any], bins: int = 15) -> float:
+def calibration_error(probabilities: NDArray[Any], truth: NDArray[Any], bins: int = BINS) -> float:
     """The expected calibration error of the winning class over equal bins of confidence (Guo et al. 2017, eq. 3)."""
+    bin_of, gap = _gaps(probabilities, truth, bins)
+    return float(np.abs(np.bincount(bin_of, weights=gap, minlength=bins)).sum() / len(gap))
+
+
+def calibration_samples(
+    scores: Sequence[NDArray[Any]], truth: NDArray[Any], draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """The expected calibration errors of classifiers on the same `draws` resamples of the rows; (classifiers, draws).
+
+    Rows that are in the same bins, and right or wrong alike, in every classifier are one cell, which stands for them
+    with the mean of their confidences.
+    """
+    bins, gaps = zip(*(_gaps(table, truth, BINS) for table in scores), strict=True)
+    columns = [2 * bin_of + (gap > 0) for bin_of, gap in zip(bins, gaps, strict=True)]
+    cells, place, counts = _cells(2 * BINS, columns)
+    resampled = rng.multinomial(len(truth), counts / len(truth), size=draws).astype(np.float64)
+    errors = []
+    for cell, gap in zip(cells, gaps, strict=True):
+        of_bin = np.zeros((len(cell), BINS))
+        of_bin[np.arange(len(cell)), cell // 2] = np.bincount(place, weights=gap) / counts
+        errors.append(np.abs(resampled @ of_bin).sum(axis=1) / len(truth))
+    return np.array(errors)
+
+
+def win_chance(won: int, of: int) -> float:
+    """The chance to win at least so many of fair coin tosses.
+
+    With `won` the gained rows of those on which two classifiers differ, this is the exact one-sided p of McNemar (1947)
+    for the first being no better than the second.
+    """
+    return float(bdtrc(won - 1, of, 0.5)) if won else 1.0
+
+
+def difference(gained: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The two-sided score interval of the difference of two paired accuracies (Tango 1998, Stat. Med. 17, 891-908).
+
+    It stays honest with few rows that differ, where the textbook's normal interval shrinks to a point.
+    """
+    return _lowest_difference(gained, lost, n, confidence), -_lowest_difference(lost, gained, n, confidence)
+
+
+def rows_to_show(gained: int, lost: int, n: int, floor: float, confidence: float = 0.95) -> int | None:
+    """How many rows with these shares would put the lower end of the interval at `floor`; None where none would.
+
+    With the shares held, the score grows as the square root of the number of rows.
+    """
+    score = _score(gained, lost, n, floor)
+    return math.ceil(n * (float(ndtri((1 + confidence) / 2)) / score) ** 2) if score > 0 else None
+
+
+def f1_samples(
+    predicted: Sequence[NDArray[Any]], truth: NDArray[Any], classes: int, draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """The macro F1 of classifiers on the same `draws` resamples of the rows (Efron 1979); (classifiers, draws).
+
+    Labels are numbers from 0 to `classes` - 1. Rows that agree in the truth and in every answer are one cell, so a
+    resample is one draw from a multinomial.
+    """
+    cells, _, counts = _cells(classes, [truth, *predicted])
+    resampled = rng.multinomial(len(truth), counts / len(truth), size=draws).astype(np.float64)
+    true, *said = (np.eye(classes)[cell] for cell in cells)
+    occur = resampled @ true
+    return np.array(
+        [(2 * (resampled @ (true * one)) / np.maximum(occur + resampled @ one, 1)).mean(axis=1) for one in said]
+    )
+
+
+def _score(gained: int, lost: int, n: int, difference: float) -> float:
+    """Standard errors between what was seen and a true difference (Tango 1998, eq. 7 and 8)."""
+    linear = -(gained + lost) + (2 * n - gained + lost) * difference
+    constant = -lost * difference * (1 - difference)
+    share = (math.sqrt(linear**2 - 8 * n * constant) - linear) / (4 * n)  # lost rows were this difference true
+    spread = n * (2 * share + difference * (1 - difference))
+    away = gained - lost - n * difference
+    if away == 0:
+        return 0.0
+    return away / math.sqrt(spread) if spread > 0 else math.copysign(math.inf, away)
+
+
+def _lowest_difference(gained: int, lost: int, n: int, confidence: float) -> float:
+    """The smallest true difference that what was seen does not contradict, by bisection."""
+    limit = float(ndtri((1 + confidence) / 2))
+    low, high = -1.0, (gained - lost) / n
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        if _score(gained, lost, n, middle) > limit:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(2 * np.diagonal(confusion) / np.maximum(confusion.sum(0) + confusion.sum(1), 1))
+
+
+def _cells(size: int, columns: Sequence[NDArray[Any]]) -> tuple[tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]:
+    """The combinations that occur in columns of numbers below `size`, the place of each row, and how often each is."""
+    shape = (size,) * len(columns)
+    codes, place, counts = np.unique(
+        np.ravel_multi_index(tuple(columns), shape), return_inverse=True, return_counts=True
+    )
+    return np.unravel_index(codes, shape), place, counts
+
+
+def _gaps(probabilities: NDArray[Any], truth: NDArray[Any], bins: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Each row's bin of confidence, and its confidence less 1 where it was right."""
     scores, y = _rows(probabilities, truth)
     confidence = scores.max(axis=1)
     right = scores.argmax(axis=1) == y
-    bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(bin_of, weights=confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1), confidence - right
 
 
 def _rows(values: NDArray[Any], truth: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -10,8 +10,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
+Trigger = Literal["drift", "accuracy", "schedule", "person"]  # who or what asked for a retraining
+TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 LAST_MS = 253_402_300_799_999  # the end of the year 9999, where dates end; 48 bits reach further
 
 

@@ -93,7 +93,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Steps:
-    """Settings of the retraining workflow's data steps: snapshot, plan, choose, evaluate, register.
+    """Settings of the retraining workflow's data steps, `gate_…` those of the gate's rules.
 
     `search_trials`, `search_hours` (of machines) and `search_cost` bound a search, `search_at_once` its trainings side
     by side. The cost counts in the currency of `price_per_hour`; 0 is no bound and no price.
@@ -115,6 +115,14 @@ class Steps:
     price_per_hour: float = 0.0
     feedback_days: int = 365
     maximum_test_rows: int = 5_000
+    gate_metric: str = "accuracy"
+    gate_alpha: float = 0.05
+    gate_margin: float = 0.01
+    gate_slice_margin: float = 0.05
+    gate_latency_factor: float = 1.5
+    gate_size_factor: float = 1.5
+    gate_floor_accuracy: float = 0.0
+    gate_floor_f1: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def ask(stack: Stack, detail: dict[str, Any]) -> str:
     """Put retrain.requested on the bus and find the execution that it starts."""
     mark = secrets.token_hex(8)
     events = stack.session.client("events")
-    request_retraining("default", stack.outputs["EnvironmentName"], {**detail, "mark": mark}, events)
+    whole = {"trigger": "person", **detail, "mark": mark}
+    request_retraining("default", stack.outputs["EnvironmentName"], whole, events)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         for execution in stack.workflow.executions():

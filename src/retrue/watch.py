@@ -13,7 +13,7 @@ from retrue.errors import NotFound
 from retrue.health import Ages, Decision
 from retrue.lake import LATEST_REPORT, MODELS, REPORTS, Lake, stamp
 from retrue.metrics import Quality
-from retrue.records import Label, Prediction, from_iso, id_ms, iso
+from retrue.records import Label, Prediction, Trigger, from_iso, id_ms, iso
 from retrue.settings import Monitor
 from retrue.telemetry import Metric, publish
 
@@ -41,7 +41,9 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, request: Req
         report = check(lake, card, model, reference, settings, now_ms, _read(lake, LATEST_REPORT))
     if report["decision"] == "retrain" and request is not None:
         evidence = {name: report[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")}
-        request({"reason": "; ".join(report["reasons"]), "evidence": evidence, "report": lake.uri(key)})
+        trigger: Trigger = "drift" if report["drift"] and report["drift"]["fired"] else "accuracy"
+        reason = "; ".join(report["reasons"])
+        request({"reason": reason, "trigger": trigger, "evidence": evidence, "report": lake.uri(key)})
         lake.put_json(LAST_REQUEST, {"time": iso(now_ms), "report": lake.uri(key)})
         report["requested"] = True
     lake.put_json(key, report)

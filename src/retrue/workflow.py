@@ -14,7 +14,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as Unreachable
 
-from retrue.errors import StackError
+from retrue.errors import BadInput, StackError
+from retrue.records import TRIGGERS
 
 SOURCE, REQUESTED = "retrue", "retrain.requested"
 CAUSE = 4_000  # characters of a failure; a search keeps those of all its trials in one state of 256 kB
@@ -22,7 +23,7 @@ GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}  # what a token is a
 
 
 def request_retraining(bus: str, environment: str, detail: dict[str, Any], events: Any = None) -> str:
-    """Put retrain.requested on the bus, with the reason and its evidence in the detail; the event's id."""
+    """Put retrain.requested on the bus, with the reason, its trigger and its evidence in the detail; the event's id."""
     client = events if events is not None else boto3.client("events")
     entry = {
         "EventBusName": bus,
@@ -43,9 +44,15 @@ def run_of(execution: str) -> str:
 
 
 def begin(execution: str, oldest: str | None, request: dict[str, Any]) -> dict[str, Any]:
-    """Whether this execution may go on, the name of its run, and the request with a reason in any case."""
+    """Whether this execution may go on, the name of its run, and the request with a reason and a trigger in any case.
+
+    BadInput where the trigger is none that the gate knows: better now than after the training.
+    """
     alone = oldest in (None, execution)
-    return {"alone": alone, "run": run_of(execution), "request": {"reason": "no reason given", **request}}
+    whole = {"reason": "no reason given", "trigger": "person", **request}
+    if whole["trigger"] not in TRIGGERS:
+        raise BadInput(f"the request's trigger is none of {', '.join(TRIGGERS)}: name one, or leave it out")
+    return {"alone": alone, "run": run_of(execution), "request": whole}
 
 
 class Workflow:

@@ -124,8 +124,8 @@ def test_drift_puts_one_request_on_the_bus_and_a_dry_run_none(
         ("retrue", "retrain.requested", "default")
     ]
     detail = json.loads(sent[0]["Detail"])
-    assert detail.keys() == {"environment", "reason", "evidence", "report"}
-    assert detail["environment"] == "test"
+    assert detail.keys() == {"environment", "reason", "trigger", "evidence", "report"}
+    assert (detail["environment"], detail["trigger"]) == ("test", "drift")
     assert app.handler(SCHEDULE, CONTEXT)["decision"] == "wait"
     assert len(sent) == 1
     lines = [json.loads(line) for line in log.getvalue().splitlines()]

@@ -30,7 +30,7 @@ CONTEXT = SimpleNamespace(
     invoked_function_arn="arn:aws:lambda:eu-central-1:123456789012:function:steps",
     aws_request_id="r-1",
 )
-REQUEST = {"reason": "the texts drifted", "environment": "test", "mark": "0f"}
+REQUEST = {"reason": "the texts drifted", "trigger": "drift", "environment": "test", "mark": "0f"}
 RUN = "retrue-0123456789abcdef"
 
 
@@ -152,6 +152,7 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert (candidate["model"], candidate["promote"]) == (model, True)
     assert candidate["evidence"]["dataset"] == data["dataset"]
     assert candidate["evidence"]["feedback"]["rows"] == 1
+    assert candidate["evidence"]["rules"]["trigger"] == "drift"
 
     number = steps(app, "register", request=REQUEST, candidate=candidate)["uri"].removeprefix("models:/retrue-test/")
     assert number.isdecimal()

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -99,6 +100,28 @@ def test_fixed_values_and_defaults_of_parameters_can_be_read(name: str) -> None:
         for key, value in {**everywhere, **FUNCTIONS[name]["Environment"]["Variables"]}.items()
     }
     assert settings.read(SHAPES[name], environ).environment == defaults["Environment"]
+
+
+def test_the_gate_has_the_same_defaults_in_the_template_as_in_the_program() -> None:
+    from retrue import evaluation, gate
+
+    given = FUNCTIONS["StepsFunction"]["Environment"]["Variables"]
+    rules = {name: value["Ref"] for name, value in given.items() if name.startswith("GATE_")}
+    assert set(rules) == {name.upper() for name in vars(settings.Steps) if name.startswith("gate_")}
+    for name, parameter in rules.items():
+        assert parameter.upper() == name.replace("_", "")
+    fixed = {"BUCKET": "b", "ENVIRONMENT": "dev", "MODEL_PARAMETER": "/p", "STATE_MACHINE_ARN": "arn:machine"}
+    defaults = {name: str(TEMPLATE["Parameters"][parameter]["Default"]) for name, parameter in rules.items()}
+    assert evaluation.rules(settings.read(settings.Steps, fixed | defaults), "person") == gate.Rules()
+    assert TEMPLATE["Parameters"]["GateMetric"]["AllowedValues"] == list(gate.METRICS)
+
+
+def test_the_schedule_says_that_it_is_the_schedule() -> None:
+    from retrue.records import TRIGGERS
+
+    detail = json.loads(RESOURCES["Retrain"]["Properties"]["Events"]["Schedule"]["Properties"]["Input"])["detail"]
+    assert detail["trigger"] == "schedule"
+    assert detail["trigger"] in TRIGGERS
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -186,6 +186,26 @@ def test_the_workflow_waits_no_longer_than_the_function_may_take(name: str) -> N
     assert CALLS[name]["TimeoutSeconds"] <= TEMPLATE["Resources"][function]["Properties"]["Timeout"]
 
 
+def test_what_a_person_puts_past_the_gate_says_so_in_the_ledger() -> None:
+    made = STATES["PublishNamed"]["Parameters"]
+    assert made["evidence"]["override"] is True
+    assert made["evidence"]["reason.$"] == "$.request.reason"
+    request = {"reason": "the frozen rows are out of date", "model": "m"}
+    begun = workflow.begin("arn:execution", None, request)["request"]
+    paths = [value for part in (made, made["evidence"]) for key, value in part.items() if key.endswith(".$")]
+    assert {path.removeprefix("$.request.") for path in paths} <= set(begun)
+    assert "past the gate" in made["reason"]
+
+
+def test_what_the_evaluation_answers_goes_on_whole() -> None:
+    kept = {key.removesuffix(".$") for key in STATES["Evaluate"]["ResultSelector"]}
+    tree = ast.parse((PROJECT / "src/retrue/evaluation.py").read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "evaluate")
+    (answer,) = (node.value for node in ast.walk(function) if isinstance(node, ast.Return))
+    assert isinstance(answer, ast.Dict)
+    assert kept == {ast.literal_eval(key) for key in answer.keys if key is not None}
+
+
 def test_every_substitution_is_given_and_none_is_unused() -> None:
     substitutions = TEMPLATE["Resources"]["Retrain"]["Properties"]["DefinitionSubstitutions"]
     assert set(re.findall(r"\$\{(\w+)\}", SOURCE)) == set(substitutions)
