@@ -22,8 +22,8 @@ FORBIDDEN = {
     "predict": EVERYWHERE | {"scipy", "sklearn", "mlflow"},
     "batch": EVERYWHERE | {"scipy", "sklearn", "mlflow", "pydantic"},
     "monitor": EVERYWHERE | {"onnxruntime", "tokenizers", "mlflow", "pydantic"},
-    # mlflow takes seconds to load, and only two of the steps need it.
-    "train": EVERYWHERE | {"mlflow", "pyarrow"},
+    # mlflow and scikit-learn take seconds to load, and only few of the steps need them.
+    "train": EVERYWHERE | {"mlflow", "pyarrow", "sklearn"},
 }
 SHAPES = [settings.Predict, settings.Batch, settings.Monitor, settings.Steps, settings.Release]
 OWN_VARIABLES = {field.name.upper() for shape in SHAPES for field in dataclasses.fields(shape)}
@@ -41,7 +41,8 @@ OWNERS = {
     "pyarrow": {"sources"},
     "typer": {"cli"},
     "rich": {"cli", "terminal"},
-    "yaml": {"local"},
+    "sklearn": {"search"},
+    "yaml": {"local", "cli"},
 }
 # Imports a module while it notes the variables that were asked for and every attempt to reach a network or to start a
 # program, and tells them together with the modules that are loaded then.
@@ -153,7 +154,7 @@ def test_an_outside_thing_is_known_to_its_owners_only(package: str) -> None:
 
 def test_the_command_line_starts_without_torch() -> None:
     found = imported("src", "retrue.cli")
-    assert packages(found) & {"torch", "transformers", "mlflow", "pyarrow"} == set()
+    assert packages(found) & {"torch", "transformers", "mlflow", "pyarrow", "sklearn"} == set()
     assert found["reached"] == []
 
 

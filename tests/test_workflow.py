@@ -122,6 +122,37 @@ def test_states_are_told_in_the_order_they_were_entered(states: Stubber) -> None
     assert Workflow(MACHINE, states.client).states("arn:one") == ["Begin", "IsAlone"]
 
 
+def test_states_inside_a_map_are_left_out_however_its_iterations_mix(states: Stubber) -> None:
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [
+        (0, "MapStateEntered", "Train"),
+        (1, "MapStateStarted", None),
+        (2, "MapIterationStarted", None),
+        (2, "MapIterationStarted", None),
+        (3, "ChoiceStateEntered", "Backend"),
+        (4, "ChoiceStateEntered", "Backend"),
+        (6, "TaskStateEntered", "TrainOnWorker"),
+        (5, "TaskStateEntered", "TrainOnWorker"),
+        (7, "MapIterationSucceeded", None),
+        (8, "MapIterationSucceeded", None),
+        (10, "MapStateSucceeded", None),
+        (11, "MapStateExited", None),
+        (12, "TaskStateEntered", "Choose"),
+    ]
+    events = [
+        {
+            "timestamp": when,
+            "id": number,
+            "previousEventId": before,
+            "type": kind,
+            **({"stateEnteredEventDetails": {"name": name}} if name else {}),
+        }
+        for number, (before, kind, name) in enumerate(rows, 1)
+    ]
+    states.add_response("get_execution_history", {"events": events}, {"executionArn": "arn:one"})
+    assert Workflow(MACHINE, states.client).states("arn:one") == ["Train", "Choose"]
+
+
 def test_work_is_taken_with_its_token(states: Stubber) -> None:
     work = {"taskToken": "token-1", "input": '{"TrainingJobName": "retrue-1"}'}
     states.add_response("get_activity_task", work, {"activityArn": QUEUE, "workerName": "desk"})
@@ -165,7 +196,7 @@ def test_a_network_that_is_away_for_a_moment_does_not_mean_that_nobody_waits() -
 
 def test_answers_go_out_as_json_and_long_causes_keep_their_end(states: Stubber) -> None:
     states.add_response("send_task_success", {}, {"taskToken": "token-1", "output": '{"done": true}'})
-    told = {"taskToken": "token-1", "error": "TrainingFailed", "cause": "x" * 31_992 + "the end."}
+    told = {"taskToken": "token-1", "error": "TrainingFailed", "cause": "x" * 3_992 + "the end."}
     states.add_response("send_task_failure", {}, told)
     states.add_response("send_task_failure", {}, {"taskToken": ANY, "error": ANY, "cause": "short"})
     activity = Activity(QUEUE, states.client)

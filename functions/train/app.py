@@ -13,10 +13,11 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from retrue import artifact, evaluation, promotion, registry, settings, snapshot
+from retrue import artifact, evaluation, promotion, registry, search, settings, snapshot, trials
 from retrue.lake import MLFLOW, MODELS, Lake
 from retrue.records import LedgerEntry
 from retrue.release import Release, serving_model
+from retrue.training.settings import Settings as Training
 from retrue.workflow import Workflow, begin
 
 logger = Logger(service="train")
@@ -36,7 +37,7 @@ def _release() -> tuple[Lake, Release]:
 
 @logger.inject_lambda_context
 def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Begin, snapshot, evaluate, register, crown."""
+    """Begin, snapshot, plan, choose, evaluate, register, crown."""
     config, store = _steps()
     match event["step"]:
         case "begin":
@@ -44,6 +45,12 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
             answer = begin(event["execution"], oldest, event["request"])
         case "snapshot":
             answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
+        case "plan":
+            what = (event["run"], event["request"], event["job"])
+            answer = trials.plan(store, config, *what, search.kinds(Training))
+        case "choose":
+            what = (event["run"], event["request"], event["job"])
+            answer = trials.choose(store, config, *what, event["rung"], event["results"])
         case "evaluate":
             champion = serving_model(config.model_parameter)
             trigger = event["request"]["trigger"]
@@ -56,7 +63,7 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
                 uri = registry.register(
                     config.mlflow_tracking_uri, config.environment, model, store.uri(f"{MODELS}{model}/"),
                     artifact.read_card(Path(folder)), event["candidate"],
-                    artifacts=Path(folder), location=store.uri(MLFLOW),
+                    artifacts=Path(folder), location=store.uri(MLFLOW), trials=trials.curves(store, event["run"]),
                 )  # fmt: skip
             answer = {"uri": uri}
         case "crown":

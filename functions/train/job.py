@@ -26,12 +26,12 @@ from types import TracebackType
 
 import torch
 
+from retrue.artifact import TRIAL
 from retrue.errors import Interrupted, RetrueError
 from retrue.records import iso
 from retrue.training import cluster, export, finetune, settings
 
 TRAINING_SHARE = 0.8  # of the progress; the rest is the export
-TRIAL = "trial.json"
 
 
 class Job:

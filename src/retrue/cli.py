@@ -13,19 +13,20 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.table import Table
 
-from retrue import dataset, lake, promotion
-from retrue.errors import RetrueError, StackError
+from retrue import artifact, dataset, lake, promotion, registry, search
+from retrue.errors import BadInput, RetrueError, StackError
 from retrue.local import machine
-from retrue.local.home import STACK, Home, session, stop
+from retrue.local.home import ENVIRONMENT, STACK, Home, session, stop
+from retrue.records import iso
 from retrue.stack import Session, Stack
-from retrue.terminal import ask, drop, err, follow, steps
+from retrue.terminal import ask, drop, err, follow, steps, stoppable, trials_shown
 from retrue.workflow import Activity
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,21 @@ out = Console()
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to its end.")]
 Reason = Annotated[str, typer.Option("--reason", help="Goes into the ledger.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Training setting, name=value.")]
+Kind = Annotated[
+    Literal["grid", "random"] | None, typer.Option("--search", help="Try several settings; needs --space.")
+]
+Space = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="What a search tries, as YAML or JSON: {epochs: \\[1, 2], learning_rate: {loguniform: \\[1e-5, 1e-3]}}; "
+        "uniform and randint are ranges too.",
+    ),
+]
+Trials = Annotated[int, typer.Option(min=1, help="Most settings that a search tries.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random search.")]
 
 
 @dataclass
@@ -250,12 +266,19 @@ def retrain(
     context: typer.Context,
     reason: Reason = "a person asked",
     data: Annotated[str, typer.Option("--dataset", help="Id of a dataset in the lake; else the one in use.")] = "",
-    set: Annotated[list[str] | None, typer.Option("--set", help="Training setting, name=value.")] = None,
+    set: Settings = None,
+    kind: Kind = None,
+    space: Space = None,
+    trials: Trials = 9,
+    seed: Seed = 0,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Ask for a retraining, and follow it to the gate's verdict."""
-    detail = {"reason": reason, "settings": _pairs(set), **({"dataset": data} if data else {})}
+    detail: dict[str, Any] = {"reason": reason, "settings": _pairs(set), **({"dataset": data} if data else {})}
+    if kind or space:
+        values, _ = _draw(kind, space, trials, seed)
+        detail["search"] = {"kind": kind, "space": values, "trials": trials, "seed": seed}
     _run(target(context).stack(), detail, wait, as_json)
 
 
@@ -286,7 +309,7 @@ def rollback(
 ) -> None:
     """Move the alias back to the version that served before, at once."""
     stack = target(context).stack()
-    entry = promotion.roll_back(stack.lake, stack.release, reason, time.time_ns() // 1_000_000, version or None)
+    entry = promotion.roll_back(stack.lake, stack.release, reason, _now(), version or None)
     show(json.loads(entry.to_json())) if as_json else err.print(f"version {entry.version} serves model {entry.model}")
 
 
@@ -367,6 +390,69 @@ def data(
     err.print(f"dataset {manifest.id} in {folder}; left out: {dropped}")
 
 
+@app.command(epilog="Example: retrue train 3fa9c1d2b0e4    or: retrue train data --search random --space space.yaml")
+def train(
+    context: typer.Context,
+    data: Annotated[str, typer.Argument(metavar="DATASET", help="What `retrue data` wrote: its folder or its id.")],
+    source: Annotated[str, typer.Option("--encoder", help="As for `retrue encoder`.")] = "minilm-l6-distilbert",
+    set: Settings = None,
+    kind: Kind = None,
+    space: Space = None,
+    trials: Trials = 9,
+    seed: Seed = 0,
+    hours: Annotated[float, typer.Option(min=0, help="Hours that all trainings may take together; 0: any.")] = 0.0,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="New folder for the model; in the home unless given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one model on this machine, or the best of a search; repeated after an interruption, it goes on.
+
+    A search trains every trial for a small part of its steps, the best third on for three times as long, and the best
+    of those to the end. It compares trials on the validation split, so no test row has a part in the choice.
+    """
+    where, values = target(context).home, _pairs(set)
+    drawn = _draw(kind, space, trials, seed)[1] if kind or space else [{}]
+    folder = Path(data) if Path(data).is_dir() else where.root / "datasets" / data
+    dataset.read_manifest(folder)
+    if to and to.exists():
+        raise BadInput(f"{to} is there already: name a folder that is not")
+
+    from retrue.training import encoder, study  # torch takes seconds to import
+
+    plan = study.plan(values, drawn, hours)
+    with steps() as tell:
+        tell(f"fetching the encoder {source}")
+        start = encoder.resolve(source, where.encoders)
+    place = where.root / "studies" / study.key(start, folder, values, plan)
+    with stoppable() as stop:
+        found = study.run(start, folder, values, plan, place, trials_shown(bool(kind)), stop=stop)
+    with steps() as tell:
+        tell("exporting")
+        made = study.finish(folder, place, found, iso(_now()))
+        model, card = artifact.identity(made), artifact.read_card(made)
+        home = to or where.root / "models" / model
+        if not home.exists():
+            home.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(made, home)
+        tell("writing it to MLflow")
+        judged = {"promote": False, "reason": "made by `retrue train`: no gate has judged it"}
+        curves = search.curves(found) if kind else []
+        uri = registry.register(where.mlflow, ENVIRONMENT, model, home.resolve().as_uri(), card, judged, trials=curves)
+    shutil.rmtree(place)
+    test = card.metrics["test"]
+    facts = {"model": model, "folder": str(home), "card": str(home / artifact.CARD), "mlflow": uri}
+    if as_json:
+        tried = [{key: value for key, value in each.items() if key not in search.CURVES} for each in curves]
+        show({**facts, **{key: test[key] for key in ("n", "accuracy", "low", "high")}, "trials": tried})
+        return
+    right = f"accuracy {test['accuracy']:.1%} (95 %: {test['low']:.1%} to {test['high']:.1%}) on {test['n']} test rows"
+    table = Table(show_header=False, box=None)
+    for name, value in {"test": right, **facts}.items():
+        table.add_row(name, value)
+    out.print(table)
+
+
 @app.command(epilog="Example: retrue encoder distilbert-base-uncased    or: retrue encoder ./my-bert --as my-bert")
 def encoder(
     context: typer.Context,
@@ -391,6 +477,25 @@ def _pairs(values: list[str] | None) -> dict[str, str]:
     if wrong:
         raise typer.BadParameter(f"{wrong[0]} is not name=value")
     return dict(value.split("=", 1) for value in values or ())
+
+
+def _draw(kind: str | None, path: Path | None, trials: int, seed: int) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """What the file of a space holds, and the trials that come of it."""
+    if kind is None or path is None:
+        raise typer.BadParameter("a search needs both --search and --space")
+    import yaml
+
+    from retrue.training.settings import Settings as Training
+
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path.name} is neither YAML nor JSON: {error}") from None
+    return values, search.draw(kind, search.space(values, search.kinds(Training)), trials, seed)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _is_free(port: int) -> bool:

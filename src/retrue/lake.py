@@ -9,7 +9,8 @@ feedback/date=…/hour=…/<ms>-<id>.jsonl.gz   Label records, by the time they 
 datasets/<id>/…, datasets/current       prepared datasets, and the id of the base set in use
 encoders/<name>/…                       base encoders that training starts from
 models/<id>/…                           immutable model folders
-runs/<run>/…                            what one retraining made: model.tar.gz, evaluation
+runs/<job>/…                            what one training job made: progress.json, output/model.tar.gz
+runs/<run>/…                            checkpoints of a retraining; of a search search.json and trials/
 reports/<time>.json, reports/latest.json    what the monitor saw
 ledger/<ms>.json                        what served when, and why
 mlflow/…                                artefacts of MLflow's runs, where it keeps the runs themselves in a database

@@ -25,12 +25,17 @@ def read(shape: type[Shape], environ: Mapping[str, str]) -> Shape:
                 wrong.append(f"{name} is not set")
             continue
         try:
-            values[field.name] = _PARSERS[hints[field.name]](text)
+            values[field.name] = parse(hints[field.name], text)
         except ValueError:
-            wrong.append(f"{name} is not {_NAMES[hints[field.name]]}")
+            wrong.append(f"{name} is not {NAMES[hints[field.name]]}")
     if wrong:
         raise WrongSetting("; ".join(wrong))
     return shape(**values)
+
+
+def parse(kind: type, text: str) -> Any:
+    """A text as a value of one of the types in NAMES; ValueError where it is none."""
+    return _PARSERS[kind](text)
 
 
 def _boolean(text: str) -> bool:
@@ -41,7 +46,7 @@ def _boolean(text: str) -> bool:
 
 
 _PARSERS: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: _boolean}
-_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+NAMES: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,11 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Steps:
-    """Settings of the retraining workflow's data steps: snapshot, evaluate with `gate_…` as its rules, register."""
+    """Settings of the retraining workflow's data steps, `gate_…` those of the gate's rules.
+
+    `search_trials`, `search_hours` (of machines) and `search_cost` bound a search, `search_at_once` its trainings side
+    by side. The cost counts in the currency of `price_per_hour`; 0 is no bound and no price.
+    """
 
     bucket: str
     environment: str
@@ -99,6 +108,11 @@ class Steps:
     train_backend: str = "worker"
     train_seconds: int = 86_400
     train_settings: str = ""
+    search_trials: int = 16
+    search_at_once: int = 4
+    search_hours: float = 24.0
+    search_cost: float = 0.0
+    price_per_hour: float = 0.0
     feedback_days: int = 365
     maximum_test_rows: int = 5_000
     gate_metric: str = "accuracy"

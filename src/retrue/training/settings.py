@@ -1,12 +1,15 @@
-"""How to train: one frozen dataclass, whose fields are the hyper-parameters that a job may be given."""
+"""How to train: one frozen dataclass, whose fields are the hyper-parameters that a job may be given.
+
+Unlike its neighbours this module does not need torch: the workflow's steps read what may be searched from it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from retrue import settings
 from retrue.errors import WrongSetting
-from retrue.training import encoder
 
+DEFAULT = "minilm-l6-distilbert"  # the encoder that needs no model hub
 METRICS = ("accuracy", "f1_macro")
 CUTS = ("head", "ends")
 
@@ -26,7 +29,7 @@ class Settings:
     that share of its steps. `compile` pays where a long training runs on a GPU, and costs a minute at its start.
     """
 
-    encoder_name: str = encoder.DEFAULT
+    encoder_name: str = DEFAULT
     learning_rate: float = 1e-4
     epochs: int = 3
     batch_size: int = 32
