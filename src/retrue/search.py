@@ -2,8 +2,8 @@
 
 Successive halving (Jamieson and Talwalkar 2016) with the numbers of one bracket of Hyperband (Li et al. 2018,
 algorithm 1): all trials train for a small share of their steps, the best 1/ETA of them go on from where they paused
-for ETA times as long, and those that are left train to their end. The winner is the best of the last rung by the
-metric on the validation split, and it is used as it is: its last rung finished a full training, under the schedule
+for ETA times as long, and of those FINALISTS at least train to their end. The winner is the best of the last rung by
+the metric on the validation split, and it is used as it is: its last rung finished a full training, under the schedule
 that a training without a search would have had. No rule here ever sees a test row.
 """
 
@@ -21,6 +21,7 @@ from retrue.records import Record
 
 ETA = 3
 LEAST_SHARE = 0.1  # a trial is not judged before this share of its steps
+FINALISTS = 2  # trials that train to their end at least: a trial that leads early is often overtaken late
 DRAWS = 20  # for each trial wanted, where equal draws are thrown away
 # What the search itself sets, what every trial must share to be compared, and what is fetched before a trial begins.
 OWN = ("until", "minutes", "checkpoint_minutes", "metric", "encoder_name")
@@ -184,6 +185,7 @@ def plan(
     rungs = 1 + min(_log(len(trials), eta), _log(1 / LEAST_SHARE, eta))
     shares = [float(eta) ** (rung + 1 - rungs) for rung in range(rungs)]
     places = [len(trials) // eta**rung for rung in range(rungs)]
+    places[-1] = max(places[-1], min(FINALISTS, len(trials)))
     parts = _parts(shares)
     if not seconds:
         return Plan(list(trials), shares, places, [0] * rungs, price)
