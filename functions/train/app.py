@@ -46,11 +46,11 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
         case "snapshot":
             answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
         case "plan":
-            what = (event["run"], event["request"], event["job"])
-            answer = trials.plan(store, config, *what, search.kinds(Training))
+            wish = (event["run"], event["request"], event["job"])
+            answer = trials.plan(store, config, *wish, search.kinds(Training))
         case "choose":
-            what = (event["run"], event["request"], event["job"])
-            answer = trials.choose(store, config, *what, event["rung"], event["results"])
+            wish = (event["run"], event["request"], event["job"])
+            answer = trials.choose(store, config, *wish, event["rung"], event["results"])
         case "evaluate":
             champion = serving_model(config.model_parameter)
             trigger = event["request"]["trigger"]
