@@ -374,15 +374,18 @@ def test_the_best_of_a_search_becomes_a_model_and_its_trials_are_in_mlflow(
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
-    version = client.get_model_version("retrue-local", facts["mlflow"].rsplit("/", 1)[1])
+    version = client.get_model_version("retrue-train", facts["mlflow"].rsplit("/", 1)[1])
     assert version.source == (tmp_path / "made").as_uri()
     assert version.tags["promoted"] == "false"
     parent = client.get_run(version.run_id)
     mine = f"tags.mlflow.parentRunId = '{version.run_id}'"
     children = client.search_runs([parent.info.experiment_id], mine)
     assert sorted(child.info.status for child in children) == ["FAILED", "FAILED", "FINISHED", "KILLED"]
+    artefacts = {file.path for file in client.list_artifacts(version.run_id)}
+    assert artefacts == {artifact.CARD, *artifact.REPORT}
+    assert (home / "mlflow/retrue-train").is_dir()
     (finished,) = [child for child in children if child.info.status == "FINISHED"]
-    assert len(client.get_metric_history(finished.info.run_id, "accuracy")) == 3
+    assert len(client.get_metric_history(finished.info.run_id, "evaluation.accuracy")) == 3
 
     # The folder stays as it is.
     again = run(*words, *search, "--out", "made")

@@ -139,7 +139,7 @@ def test_artefacts_lie_in_the_lake_where_runs_are_in_a_database(tracking: str, c
         s3 = boto3.client("s3")
         s3.create_bucket(Bucket="pond", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
         lake = Lake("pond", s3)
-        register(tracking, "pond", "aaa", BETTER, artifacts=shown, location=lake.uri("mlflow/"))
+        register(tracking, "pond", "aaa", BETTER, artifacts=sorted(shown.iterdir()), location=lake.uri("mlflow/"))
         run = client.get_run(version(client, "pond", "1").run_id)
         root = f"mlflow/retrue-pond/{run.info.run_id}/artifacts/"
         assert run.info.artifact_uri == lake.uri(root.rstrip("/"))
@@ -150,7 +150,7 @@ def test_artefacts_lie_in_the_lake_where_runs_are_in_a_database(tracking: str, c
 
 
 def test_artefacts_lie_in_a_folder_where_one_is_given(tracking: str, client: Any, shown: Path, tmp_path: Path) -> None:
-    register(tracking, "folder", "aaa", BETTER, artifacts=shown, location=str(tmp_path / "kept"))
+    register(tracking, "folder", "aaa", BETTER, artifacts=sorted(shown.iterdir()), location=str(tmp_path / "kept"))
     run = version(client, "folder", "1").run_id
     kept = tmp_path / "kept" / "retrue-folder" / run / "artifacts"
     assert sorted(path.name for path in kept.iterdir()) == ["card.json", "card.md", "curves.svg"]

@@ -63,7 +63,8 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
                 uri = registry.register(
                     config.mlflow_tracking_uri, config.environment, model, store.uri(f"{MODELS}{model}/"),
                     artifact.read_card(Path(folder)), event["candidate"],
-                    artifacts=Path(folder), location=store.uri(MLFLOW), trials=trials.curves(store, event["run"]),
+                    artifacts=sorted(Path(folder).iterdir()), location=store.uri(MLFLOW),
+                    trials=trials.curves(store, event["run"]),
                 )  # fmt: skip
             answer = {"uri": uri}
         case "crown":

@@ -23,7 +23,7 @@ from rich.table import Table
 from retrue import artifact, dataset, lake, promotion, registry, search
 from retrue.errors import BadInput, RetrueError, StackError
 from retrue.local import machine
-from retrue.local.home import ENVIRONMENT, STACK, Home, session, stop
+from retrue.local.home import STACK, Home, session, stop
 from retrue.records import iso
 from retrue.stack import Session, Stack
 from retrue.terminal import ask, drop, err, follow, steps, stoppable, trials_shown
@@ -31,6 +31,7 @@ from retrue.workflow import Activity
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOT_PROMOTED = 3
+OWN = "train"  # in MLflow, the models that a person trains here and no gate judges
 FIRST = {
     "epochs": "1",
     "max_tokens": "96",
@@ -438,7 +439,11 @@ def train(
         tell("writing it to MLflow")
         judged = {"promote": False, "reason": "made by `retrue train`: no gate has judged it"}
         curves = search.curves(found) if kind else []
-        uri = registry.register(where.mlflow, ENVIRONMENT, model, home.resolve().as_uri(), card, judged, trials=curves)
+        uri = registry.register(
+            where.mlflow, OWN, model, home.resolve().as_uri(), card, judged,
+            artifacts=[home / name for name in (artifact.CARD, *artifact.REPORT)],
+            location=(where.root / "mlflow").as_uri(), trials=curves,
+        )  # fmt: skip
     shutil.rmtree(place)
     test = card.metrics["test"]
     facts = {"model": model, "folder": str(home), "card": str(home / artifact.CARD), "mlflow": uri}

@@ -34,14 +34,14 @@ def register(
     card: Card,
     verdict: Mapping[str, Any],
     *,
-    artifacts: Path | None = None,
+    artifacts: Iterable[Path] = (),
     location: str = "",
     trials: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Write a run and a model version that points to the folder at `uri`, which stays where it is; the version's URI.
 
-    The run gets the card's settings, metrics and curves, and each file in the folder `artifacts`. `location` is where
-    artefacts lie, such as s3://bucket/mlflow, when runs are kept in a database; a server has a place of its own. Each
+    The run gets the card's settings, metrics and curves, and the files `artifacts`. `location` is where artefacts
+    lie, such as s3://bucket/mlflow, when runs are kept in a database; a server has a place of its own. Each
     of `trials` is {"name", "settings", "metric", "state" (one of STATES), "history", "losses"}. Rejected candidates are
     registered too, with the reason. Without a tracking URI nothing is written, and the answer is empty.
     """
@@ -60,7 +60,7 @@ def register(
     run = client.create_run(where, run_name=model, tags={"model": model, "dataset": card.dataset, **facts, **judged})
     id = run.info.run_id
     _log(client, id, made, card.settings, flat(card.metrics), _curves(card.run))
-    for path in sorted(artifacts.iterdir()) if artifacts else ():
+    for path in artifacts:
         client.log_artifact(id, str(path))
     for trial in trials:
         tags = {"mlflow.parentRunId": id, "state": trial["state"], "dataset": card.dataset}
