@@ -97,11 +97,13 @@ def one(start: Path, folder: Path, out: Path, settings: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
-def predict(checkpoint: Path, start: Path, texts: list[str], most: int, device: torch.device = CPU) -> list[str]:
+def predict(
+    checkpoint: Path, start: Path, texts: list[str], most: int, device: torch.device = CPU, kept: str = "head"
+) -> list[str]:
     """The label of each text, from either's checkpoint by the same code."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = Tokenizer.from_file(str(start / "tokenizer.json"))
-        held = tokens.write(Path(scratch, "held"), tokenizer, texts, most, "head")
+        held = tokens.write(Path(scratch, "held"), tokenizer, texts, most, kept)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval().to(device)
         answers = np.zeros(len(texts), dtype=np.int64)
         with torch.inference_mode():

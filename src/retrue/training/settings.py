@@ -42,7 +42,7 @@ class Settings:
     label_smoothing: float = 0.0
     seed: int = 0
     frozen_layers: int = 0
-    replay_share: float = -1.0
+    replay_share: float = 0.75
     metric: str = "accuracy"
     evaluations: int = 1
     patience: int = 2
