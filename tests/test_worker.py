@@ -514,6 +514,14 @@ def test_a_batch_job_finds_its_request_in_its_environment(
     assert capsys.readouterr().out == "training\n"
 
 
+def test_of_several_batch_nodes_the_main_one_hands_over_the_model(lake: Lake, program: Program) -> None:
+    nodes = {"TRAINING_REQUEST": json.dumps(request()), "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
+    worker.main(program(""), {**nodes, "AWS_BATCH_JOB_NODE_INDEX": "1"})
+    assert list(lake.keys("runs/")) == []
+    worker.main(program(COPY), {**nodes, "AWS_BATCH_JOB_NODE_INDEX": "0"})
+    assert list(lake.keys("runs/")) == [f"runs/{JOB}/output/model.tar.gz"]
+
+
 def test_a_batch_job_that_fails_ends_with_an_error(lake: Lake, program: Program) -> None:
     with pytest.raises(TrainingFailed, match="exit code 3"):
         worker.main(program("sys.exit(3)"), {"TRAINING_REQUEST": json.dumps(request())})

@@ -45,7 +45,13 @@ def progress_key(job: str) -> str:
 
 
 def run(
-    store: Lake, request: dict[str, Any], program: Path, alive: Callable[[], bool], tell: Callable[[str], None]
+    store: Lake,
+    request: dict[str, Any],
+    program: Path,
+    alive: Callable[[], bool],
+    tell: Callable[[str], None],
+    *,
+    leads: bool = True,
 ) -> dict[str, Any]:
     """Run one training job to its end and upload its model; TrainingFailed with the program's own reason.
 
@@ -53,7 +59,8 @@ def run(
 
     `alive` is asked every HEARTBEAT_SECONDS, also while files travel, from a thread of its own; the job ends when it
     answers False. `tell` gets each line printed. Lines such as "progress 0.42 epoch 1" are also kept at
-    runs/<job>/progress.json, for whoever waits elsewhere.
+    runs/<job>/progress.json, for whoever waits elsewhere. Of several nodes that train together one `leads`, and only
+    its program makes a model.
     """
     told = 0.0
 
@@ -84,11 +91,12 @@ def run(
         with _kept(store, root / "checkpoints", request.get("CheckpointConfig")):
             _supervise(program, root, time.monotonic() + seconds, beat, note)
 
-        # The graph hardly shrinks, so the archive is packed for speed.
-        with tarfile.open(root / "model.tar.gz", "w:gz", compresslevel=1) as archive:
-            for path in sorted((root / "model").iterdir()):
-                archive.add(path, path.name)
-        store.upload(root / "model.tar.gz", key)
+        if leads:
+            # The graph hardly shrinks, so the archive is packed for speed.
+            with tarfile.open(root / "model.tar.gz", "w:gz", compresslevel=1) as archive:
+                for path in sorted((root / "model").iterdir()):
+                    archive.add(path, path.name)
+            store.upload(root / "model.tar.gz", key)
     return {
         "TrainingJobName": job,
         "TrainingJobStatus": "Completed",
@@ -256,7 +264,8 @@ def main(program: Path, environ: Mapping[str, str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     request = json.loads(handed)
     bucket, _ = lake.split_uri(request["OutputDataConfig"]["S3OutputPath"])
-    run(Lake(bucket), request, program, lambda: True, lambda line: print(line, flush=True))  # noqa: T201
+    leads = environ.get("AWS_BATCH_JOB_NODE_INDEX") == environ.get("AWS_BATCH_JOB_MAIN_NODE_INDEX")
+    run(Lake(bucket), request, program, lambda: True, lambda line: print(line, flush=True), leads=leads)  # noqa: T201
 
 
 if __name__ == "__main__":
