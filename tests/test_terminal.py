@@ -92,12 +92,12 @@ def test_trials_are_told_as_they_begin_and_a_table_ends_each_rung(monkeypatch: p
         found = found.replaced(Trial(trial.name, trial.settings, rungs=0 if "state" in more else 1, seconds=2, **more))
     show(search.halve(found))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
-    assert lines[0] == "4 trials (4 to 33%, 1 to 100%), the work of 2.0 full trainings"
+    assert lines[0] == "4 trials (4 to 33%, 2 to 100%), the work of 2.7 full trainings"
     assert lines[1] == "rung 1 of 2, trial 00 to 33%: epochs=1"
     rows = [line.strip("│ ").split(" │ ") for line in lines if line.startswith("│")]
     assert rows == [
         ["01", "2", "33%", "0.9000", "2", "running"],
-        ["03", "4", "33%", "0.7000", "2", "stopped early"],
+        ["03", "4", "33%", "0.7000", "2", "running"],
         ["00", "1", "33%", "0.5000", "2", "stopped early"],
         ["02", "3", "0%", "-", "2", "failed"],
     ]

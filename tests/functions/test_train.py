@@ -208,7 +208,7 @@ def test_a_search_is_planned_from_the_settings_that_trainings_have(
     training = steps(app, "plan", request={"search": search}, job=job)
     assert {one["HyperParameters"]["cut"] for one in training["jobs"]} == {"head", "ends"}
     (told,) = logged(log)
-    assert told["search"].startswith("4 trials (4 to 33%, 1 to 100%)")
+    assert told["search"].startswith("4 trials (4 to 33%, 2 to 100%)")
     search["space"] = {"rate": [1]}
     with pytest.raises(BadInput, match="rate cannot be searched: there are learning_rate, epochs,"):
         steps(app, "plan", request={"search": search}, job=job)
