@@ -32,7 +32,7 @@ from retrue.training import batches, encoder, finetune, tokens
 HERE = Path(__file__).resolve().parent
 LABELS = ("negative", "positive")
 OURS, PEER = "retrue", "transformers.Trainer"
-VALIDATION = 40
+VALIDATION = 100
 CPU = torch.device("cpu")
 
 

@@ -67,6 +67,15 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_training(
     assert result.steps == 16
 
 
+def test_of_equally_good_states_the_later_one_is_kept(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    # So small a rate moves weights, and no answer.
+    settings = dataclasses.replace(QUICK, learning_rate=1e-7, epochs=2)
+    result = finetune.finetune(tiny_encoder, tiny_dataset, settings, tmp_path / "out", checkpoints=tmp_path / "kept")
+    assert result.history[0]["accuracy"] == result.history[1]["accuracy"]
+    last = torch.load(tmp_path / "kept/state.pt", weights_only=True)["state"]["learner"]["model"]
+    assert all(torch.equal(value, last[name]) for name, value in weights(tmp_path / "out").items())
+
+
 def stopping(steps: int) -> Callable[[], bool]:
     """The wish to stop after so many steps."""
     asked = itertools.count(1)

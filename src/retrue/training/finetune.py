@@ -182,7 +182,7 @@ def finetune(
                     since = state.history[-1]["step"] if state.history else 0
                     losses = [loss for step, loss in state.losses if step > since] or [seen.loss]
                     state.history.append(entry | {"loss": sum(losses) / len(losses)})
-                    if value > state.best:
+                    if value >= state.best:  # of equals the one that has learned for longer
                         state.best, state.accuracy, best = value, entry["accuracy"], learner.weights()
                     state.stale += 1
                     if value > state.mark and value >= state.mark + settings.min_gain:
