@@ -47,18 +47,20 @@ def read(folder: Path) -> Search:
     return Search.from_json((folder / study.SEARCH).read_text())
 
 
-def test_the_one_that_learns_wins_and_only_it_is_trained_to_the_end(whole: Path) -> None:
+def test_the_one_that_learns_wins_and_the_worst_is_not_trained_to_the_end(whole: Path) -> None:
     found = read(whole)
-    assert [(trial.state, trial.rungs) for trial in found.trials] == [
-        ("stopped early", 1), ("finished", 2), ("stopped early", 1), ("failed", 0),
-    ]  # fmt: skip
+    ends = [(trial.state, trial.rungs) for trial in found.trials]
+    assert (ends[1], ends[3]) == (("finished", 2), ("failed", 0))
+    # Neither of the others learns anything, so it is chance which of them is second.
+    assert sorted([ends[0], ends[2]]) == [("finished", 2), ("stopped early", 1)]
     winner = search.winner(found)
     assert winner.settings == TRIALS[1]
     assert winner.metric is not None
     assert winner.metric > 0.95
     assert "frozen_layers is 9, but the encoder has" in found.trials[3].error
-    steps = [trial.history[-1]["step"] for trial in found.trials[:3]]
-    assert steps[0] == steps[2] == pytest.approx(steps[1] / 3, abs=1)
+    steps = sorted(trial.history[-1]["step"] for trial in found.trials[:3])
+    assert steps[1] == steps[2]
+    assert steps[0] == pytest.approx(steps[2] / 3, abs=1)
     assert not list(whole.glob("*/checkpoints")), "they are three times the size of a model"
 
 
