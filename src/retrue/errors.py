@@ -13,6 +13,7 @@ RetrueError
 ├── TrainingFailed     the training program ended with an error: read its last lines in the message
 ├── Interrupted        the training was stopped from outside: start it again, it goes on from its last checkpoint
 ├── ReleaseRefused     a version did not answer as its model must: the alias was left where it was
+├── Busy               another did the same at the same time: look at what it found, or try again
 └── StackError         the stack is not there or not ready: run `retrue up`, or name the right one
 """
 
@@ -67,6 +68,10 @@ class Interrupted(RetrueError):
 
 class ReleaseRefused(RetrueError):
     """A version did not answer as its model must."""
+
+
+class Busy(RetrueError):
+    """Another did the same at the same time."""
 
 
 class StackError(RetrueError):

@@ -11,7 +11,8 @@ encoders/<name>/…                       base encoders that training starts fro
 models/<id>/…                           immutable model folders
 runs/<job>/…                            what one training job made: progress.json, output/model.tar.gz
 runs/<run>/…                            checkpoints of a retraining; of a search search.json and trials/
-reports/<time>.json, reports/latest.json    what the monitor saw
+reports/<time>.json, .html, reports/latest…  what the monitor saw
+reports/state.json, last-request.json       what its checks found together, and when it asked for a retraining
 ledger/<ms>.json                        what served when, and why
 mlflow/…                                artefacts of MLflow's runs, where it keeps the runs themselves in a database
 """
@@ -33,7 +34,8 @@ from retrue.records import Job, Label, LedgerEntry, Prediction, from_iso, id_ms
 INCOMING, LABELS, JOBS, RESULTS = "incoming/", "labels/", "jobs/", "results/"
 CAPTURE, FEEDBACK, DATASETS, ENCODERS = "capture/", "feedback/", "datasets/", "encoders/"
 MODELS, RUNS, REPORTS, LEDGER, MLFLOW = "models/", "runs/", "reports/", "ledger/", "mlflow/"
-CURRENT_DATASET, LATEST_REPORT = "datasets/current", "reports/latest.json"
+CURRENT_DATASET = "datasets/current"
+LATEST_REPORT, LATEST_PAGE = "reports/latest.json", "reports/latest.html"
 MISSING = {"NoSuchKey", "404", "NotFound"}
 
 

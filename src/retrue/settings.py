@@ -75,20 +75,27 @@ class Batch:
 
 @dataclass(frozen=True)
 class Monitor:
-    """Settings of the monitor function: windows, tolerances, and how long it waits between two requests to retrain."""
+    """Settings of the monitor function.
+
+    `window_rows` texts are judged at most and `minimum_rows` at least; `run_length` checks pass on average between two
+    false alarms. `mode` is "automatic", or "suggest" where a person has the last word.
+    """
 
     bucket: str
     environment: str
     model_parameter: str
     event_bus: str = "default"
     window_rows: int = 500
-    window_hours: int = 24
     minimum_rows: int = 50
-    false_alarm_rate: float = 0.0001
+    run_length: float = 8760.0
     label_days: int = 30
     minimum_labels: int = 100
     tolerated_drop: float = 0.03
-    cooldown_hours: float = 24.0
+    mode: str = "automatic"
+    cooldown_hours: float = 120.0
+    backstop_days: float = 30.0
+    labels_wanted: int = 200
+    drift_retrains_at_once: bool = False
 
 
 @dataclass(frozen=True)

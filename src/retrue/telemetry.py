@@ -13,12 +13,15 @@ class Metric(StrEnum):
     """Every metric that retrue publishes; the dashboard, the alarms and the guides use these names."""
 
     ACCURACY = "Accuracy"
+    ACCURACY_EVIDENCE = "AccuracyEvidence"
     ACCURACY_FIRED = "AccuracyFired"
+    ESTIMATED_ACCURACY = "EstimatedAccuracy"
     F1_MACRO = "F1Macro"
     LABELLED_PREDICTIONS = "LabelledPredictions"
     DRIFT_DISTANCE = "DriftDistance"
     DRIFT_STATISTIC = "DriftStatistic"
     DRIFT_P = "DriftP"
+    DRIFT_EVIDENCE = "DriftEvidence"
     DRIFT_FIRED = "DriftFired"
     WINDOW_ROWS = "WindowRows"
     MODEL_AGE_HOURS = "ModelAgeHours"
@@ -28,6 +31,7 @@ class Metric(StrEnum):
     HEARTBEAT = "Heartbeat"
     JOB_ROWS = "JobRows"
     JOB_REJECTED = "JobRejected"
+    LABELS_WANTED = "LabelsWanted"
     RETRAIN_REQUESTED = "RetrainRequested"
 
 
@@ -40,6 +44,7 @@ COUNTS = frozenset(
         Metric.HEARTBEAT,
         Metric.JOB_ROWS,
         Metric.JOB_REJECTED,
+        Metric.LABELS_WANTED,
         Metric.RETRAIN_REQUESTED,
     }
 )

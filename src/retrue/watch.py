@@ -1,200 +1,262 @@
-"""The monitor: what the newest texts and labels say about the serving model, and whether it should be retrained."""
+"""The monitor: what the newest texts and labels say about the serving model, and whether it should be retrained.
 
-import dataclasses
-from collections.abc import Callable
+A check judges what is new since the last one, so that no text and no label is evidence twice. Too few new texts are
+left for the next check and are no evidence. What the checks found together is kept in one state document, which begins
+anew with every model.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from retrue import artifact, drift, health, metrics
+from retrue import artifact, detector, drift, health, metrics, page, report
 from retrue.artifact import Card
 from retrue.drift import Drift, Reference
-from retrue.errors import NotFound
-from retrue.health import Ages, Decision
-from retrue.lake import LATEST_REPORT, MODELS, REPORTS, Lake, stamp
-from retrue.metrics import Quality
-from retrue.records import Label, Prediction, Trigger, from_iso, id_ms, iso
+from retrue.errors import Busy, NotFound
+from retrue.health import Ages, Decision, Policy, Signs
+from retrue.intake import Intake
+from retrue.lake import LATEST_PAGE, LATEST_REPORT, MODELS, REPORTS, Lake, stamp
+from retrue.records import Label, Prediction, Record, from_iso, iso
+from retrue.report import Report
 from retrue.settings import Monitor
-from retrue.telemetry import Metric, publish
+from retrue.telemetry import publish
+from retrue.workflow import LABELS_WANTED, REQUESTED, SUGGESTED
 
-LAST_REQUEST = f"{REPORTS}last-request.json"
+STATE, LAST_REQUEST = f"{REPORTS}state.json", f"{REPORTS}last-request.json"
 HOUR = 3_600_000
+POINTS = 1_000  # checks that the report's pictures show
+ACCEPTED = 100  # windows after a promotion that show how clustered usual traffic is; later ones may be drifting
+FULL = 5_000  # records that make a batch, whoever answered them
+TELLS = {"retrain": REQUESTED, "suggest": SUGGESTED, "label": LABELS_WANTED}
 
-Report = dict[str, Any]
-Request = Callable[[dict[str, Any]], object]
+Tell = Callable[[str, dict[str, Any]], object]
 
 
-def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, request: Request | None) -> Report:
-    """Check the serving model, ask for a retraining where it is due, and publish and keep the report.
+@dataclass(frozen=True, slots=True)
+class State(Record):
+    """What the checks of one model found so far.
 
-    `request` sends the detail of retrain.requested; with None nothing is asked for and the rest is done all the same.
+    `drift` and `accuracy` are the totals of the two detectors, `past` the accepted windows' sizes and distances, `labels`
+    how many new labels came, `asked` when labels were asked for last; `newest` and `points` outlive the model.
+    """
+
+    model: str
+    time: str | None = None
+    drift: float = 0.0
+    accuracy: list[float] | None = None
+    labels: int = 0
+    past: list[dict[str, Any]] = field(default_factory=list)
+    asked: str | None = None
+    newest: dict[str, str | None] = field(default_factory=lambda: {"text": None, "label": None})
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, tell: Tell | None) -> Report:
+    """Check the serving model, say what is due, and publish and keep the report.
+
+    `tell` sends an event of one of TELLS with its detail; with None nobody is told and the rest is done all the same.
     The heartbeat is published last: where it is missing, something above it failed.
     """
-    key = f"{REPORTS}{stamp(now_ms)}.json"
+    key = f"{REPORTS}{stamp(now_ms)}"
     if model_uri == artifact.NONE:
-        report: Report = {"time": iso(now_ms), "model": None, "n": 0, "decision": "none", "requested": False}
-        report["reasons"] = ["no model is serving yet: run `retrue retrain`"]
+        found = report.blank(now_ms, settings.mode)
+        found["reasons"] = ["no model is serving yet: run `retrue retrain`"]
+        points: list[dict[str, Any]] = []
     else:
-        model = model_uri.rstrip("/").rpartition("/")[2]
-        card = Card.from_json(lake.get(f"{MODELS}{model}/{artifact.CARD}"))
-        reference = Reference.from_bytes(lake.get(f"{MODELS}{model}/{artifact.REFERENCE}"))
-        report = check(lake, card, model, reference, settings, now_ms, _read(lake, LATEST_REPORT))
-    if report["decision"] == "retrain" and request is not None:
-        evidence = {name: report[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")}
-        trigger: Trigger = "drift" if report["drift"] and report["drift"]["fired"] else "accuracy"
-        reason = "; ".join(report["reasons"])
-        request({"reason": reason, "trigger": trigger, "evidence": evidence, "report": lake.uri(key)})
-        lake.put_json(LAST_REQUEST, {"time": iso(now_ms), "report": lake.uri(key)})
-        report["requested"] = True
-    lake.put_json(key, report)
-    lake.put_json(LATEST_REPORT, report)
-    publish(settings.environment, measured(report), now_ms)
-    return report
+        found, points = _check(lake, model_uri.rstrip("/").rpartition("/")[2], settings, now_ms, tell)
+    found["page"] = lake.uri(f"{key}.html")
+    if tell is not None and found["requested"]:
+        evidence = {name: found[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")}
+        detail = {"reason": "; ".join(found["reasons"]), "trigger": found["trigger"], "evidence": evidence}
+        tell(TELLS[found["decision"]], {**detail, "report": lake.uri(f"{key}.json"), "page": found["page"]})
+        if found["decision"] != "label":
+            lake.put_json(LAST_REQUEST, {"time": found["time"], "report": lake.uri(f"{key}.json")})
+    html = page.render(found, points).encode()
+    for name in (f"{key}.html", LATEST_PAGE):
+        lake.put(name, html, "text/html; charset=utf-8")
+    for name in (f"{key}.json", LATEST_REPORT):
+        lake.put_json(name, found)
+    publish(settings.environment, report.measured(found), now_ms)
+    return found
 
 
-def check(
-    lake: Lake, card: Card, model: str, reference: Reference, settings: Monitor, now_ms: int, last_report: Report | None
-) -> Report:
-    """Everything that is known about one model now; nothing is written and nothing asked for."""
-    born = from_iso(card.created)
-    window, text_time = _window(lake, model, settings, max(now_ms - settings.window_hours * HOUR, born), now_ms)
-    labels, label_time = _labels(lake, model, max(now_ms - settings.label_days * 24 * HOUR, born), now_ms)
-    last = last_report or {}
-    newest = last.get("newest", {}) | {k: v for k, v in (("text", text_time), ("label", label_time)) if v}
-    ages = Ages(
-        model_hours=_hours(card.created, now_ms) or 0.0,
-        label_hours=_hours(newest.get("label"), now_ms),
-        text_hours=_hours(newest.get("text"), now_ms),
-        check_hours=_hours(last.get("time"), now_ms),
-    )
-    least = max(settings.minimum_rows, drift.SIZES[0])
-    drifted = _drift(card, reference, window, settings.false_alarm_rate) if len(window) >= least else None
-    quality = (
-        metrics.quality([label.label for label in labels], [label.predicted for label in labels], card.labels)
-        if labels
-        else None
-    )
+def _check(
+    lake: Lake, model: str, settings: Monitor, now_ms: int, tell: Tell | None
+) -> tuple[Report, list[dict[str, Any]]]:
+    """One check of a model: its report, and the points of this and earlier checks."""
+    card, reference = _model(lake, model)
+    kept, etag = lake.get_versioned(STATE)
+    state = State.of(kept) if kept is not None else State(model)
+    if state.model != model:
+        state = State(model, time=state.time, newest=state.newest, points=state.points)
+    found = report.blank(now_ms, settings.mode)
     expected = float(card.metrics["test"]["accuracy"])
-    decision = health.decide(
-        drift=drifted,
-        quality=quality,
-        expected_accuracy=expected,
-        tolerated_drop=settings.tolerated_drop,
-        minimum_labels=settings.minimum_labels,
-        hours_since_request=_hours((_read(lake, LAST_REQUEST) or {}).get("time"), now_ms),
-        cooldown_hours=settings.cooldown_hours,
+    tolerated = expected - settings.tolerated_drop
+    found |= {"model": model, "expected_accuracy": expected, "tolerated_accuracy": tolerated}
+
+    with Intake(lake, Prediction) as texts, Intake(lake, Label) as labels:
+        window, total, newest = _sample(texts, model, settings.window_rows, now_ms)
+        told = {label.id: label for label in labels}
+        new = [label for label in told.values() if label.model == model]
+        least = max(settings.minimum_rows, drift.SIZES[0])
+        state = replace(state, newest=_newer(state.newest, newest, max((one.time for one in told.values()), default=None)))
+        found |= {"n": len(window), "window": _span(window), "newest": state.newest}
+        if len(window) >= least:
+            state = _judge_texts(found, state, card, reference, window, settings)
+        else:
+            found["drift_reason"] = f"{len(window)} new rows are too few to judge: {least} are needed"
+        state = _judge_labels(found, state, card, new, lake, settings, now_ms)
+        found["ages"] = vars(_ages(card, state, now_ms))
+        decision = _decide(found, state, lake, settings, now_ms)
+        found |= {"decision": decision.action, "trigger": decision.trigger, "reasons": decision.reasons}
+        found["requested"] = tell is not None and decision.action in TELLS and not _asked(decision, state, settings, now_ms)
+        if found["requested"] and decision.action == "label":
+            state = replace(state, asked=found["time"])
+        state = replace(state, time=found["time"], points=[*state.points, report.point(found)][-POINTS:])
+        # What is taken before the state is written can be lost as evidence, but never count twice.
+        if len(window) >= least or total >= FULL:
+            texts.commit()
+        labels.commit()
+    if not lake.put_json_if(STATE, json.loads(state.to_json()), etag):
+        raise Busy("another check of this model ran at the same time: look at its report, or check again")
+    return found, state.points
+
+
+def _model(lake: Lake, model: str) -> tuple[Card, Reference]:
+    """The card and the drift reference of a model; ModelRefused where another graph made the reference."""
+    folder = f"{MODELS}{model}/"
+    card = Card.from_json(lake.get(folder + artifact.CARD))
+    files = lake.get_json(folder + artifact.MANIFEST)["files"]
+    reference = Reference.from_bytes(lake.get(folder + artifact.REFERENCE))
+    reference.require(artifact.bound(files[artifact.MODEL], files[artifact.TOKENIZER], card.max_tokens, card.cut))
+    return card, reference
+
+
+def _sample(
+    records: Iterable[Prediction], model: str, most: int, seed: int
+) -> tuple[list[Prediction], int, str | None]:
+    """A model's predictions in the order of time, at most `most` chosen by lot, how many records there were of all
+    models, and the time of the newest.
+
+    One pass that holds no more than the sample (Vitter 1985, algorithm R).
+    """
+    draw = np.random.default_rng(seed)
+    kept: list[Prediction] = []
+    own = total = 0
+    newest: str | None = None
+    for record in records:
+        total += 1
+        newest = max(newest or record.time, record.time)
+        if record.model != model:
+            continue
+        own += 1
+        if len(kept) < most:
+            kept.append(record)
+        elif (place := int(draw.integers(own))) < most:
+            kept[place] = record
+    return sorted(kept, key=lambda one: one.id), total, newest
+
+
+def _judge_texts(
+    found: Report, state: State, card: Card, reference: Reference, window: Sequence[Prediction], settings: Monitor
+) -> State:
+    """Write what a window of texts shows into the report, and what it adds into the state."""
+    scores = np.array([[one.scores[label] for label in card.labels] for one in window])
+    table = drift.columns(
+        np.array([one.projection for one in window]),
+        np.array([one.tokens for one in window]),
+        np.array([one.pieces for one in window]),
+        np.array([one.symbols for one in window]),
+        scores,
     )
-    fired = quality is not None and health.too_low(quality, expected - settings.tolerated_drop, settings.minimum_labels)
-    return _report(model, expected, window, least, drifted, quality, fired, ages, newest, decision, now_ms)
+    stretch = drift.stretch(reference, state.past)
+    seen: Drift = drift.check(reference, table, stretch=stretch)
+    evidence = detector.add(state.drift, detector.evidence(seen.p))
+    found["drift"] = report.drifted(seen, stretch, evidence, settings.run_length)
+    found["estimated_accuracy"] = metrics.estimated_accuracy(scores)
+    quiet = len(state.past) < ACCEPTED and not found["drift"]["fired"]
+    past = [*state.past, {"n": seen.n, "distances": seen.distances}] if quiet else state.past
+    return replace(state, drift=evidence, past=past)
 
 
-def measured(report: Report) -> dict[Metric, float]:
-    """The metrics of a report; what is not known is left out rather than called zero."""
-    values: dict[Metric, float | None] = {
-        Metric.WINDOW_ROWS: report["n"],
-        Metric.RETRAIN_REQUESTED: float(report["requested"]),
-        Metric.HEARTBEAT: 1.0,
-    }
-    if found := report.get("drift"):
-        values[Metric.DRIFT_DISTANCE] = found["distance"]
-        values[Metric.DRIFT_STATISTIC] = found["statistic"]
-        values[Metric.DRIFT_P] = found["p"]
-        values[Metric.DRIFT_FIRED] = float(found["fired"])
-    if accuracy := report.get("accuracy"):
-        values[Metric.ACCURACY] = accuracy["value"]
-        values[Metric.ACCURACY_FIRED] = float(accuracy["fired"])
-        values[Metric.LABELLED_PREDICTIONS] = accuracy["n"]
-        values[Metric.F1_MACRO] = report["f1"]["macro"]
-    if ages := report.get("ages"):
-        values[Metric.MODEL_AGE_HOURS] = ages["model_hours"]
-        values[Metric.LABEL_AGE_HOURS] = ages["label_hours"]
-        values[Metric.TEXT_AGE_HOURS] = ages["text_hours"]
-        values[Metric.CHECK_AGE_HOURS] = ages["check_hours"]
-    return {metric: value for metric, value in values.items() if value is not None}
+def _judge_labels(
+    found: Report, state: State, card: Card, new: Sequence[Label], lake: Lake, settings: Monitor, now_ms: int
+) -> State:
+    """Write what the labels show into the report, and what the new ones add into the state."""
+    right = sum(one.label == one.predicted for one in new)
+    totals = detector.count(state.accuracy, right, len(new) - right, found["tolerated_accuracy"])
+    window = _labels(lake, found["model"], settings.label_days, now_ms)
+    least = settings.minimum_labels
+    if len(window) >= least:
+        level = detector.level(totals)
+        found |= report.labelled(window, card.labels, level, settings.run_length, least)
+    else:
+        found["accuracy_reason"] = f"{len(window)} labels are too few to judge: {least} are needed"
+    return replace(state, accuracy=totals, labels=state.labels + len(new))
 
 
-def _window(lake: Lake, model: str, settings: Monitor, since: int, now_ms: int) -> tuple[list[Prediction], str | None]:
-    """The model's newest predictions, newest first, and the time of the newest by any model."""
-    found: list[Prediction] = []
-    newest: str | None = None
-    for batch in lake.newest_predictions(now_ms, settings.window_hours):
-        if (id_ms(batch[0].id) or 0) < since:
-            break
-        newest = newest or batch[0].time
-        found += [prediction for prediction in reversed(batch) if prediction.model == model]
-        if len(found) >= settings.window_rows:
-            break
-    return found[: settings.window_rows], newest
-
-
-def _labels(lake: Lake, model: str, since: int, now_ms: int) -> tuple[list[Label], str | None]:
-    """The newest label of each of the model's predictions, and the time of the newest label for any model."""
+def _labels(lake: Lake, model: str, days: int, now_ms: int) -> list[Label]:
+    """The newest label of each of a model's predictions, of those that came in the last days."""
+    since = now_ms - days * 24 * HOUR
     found: dict[str, Label] = {}
-    newest: str | None = None
-    for label in lake.newest_labels(now_ms, -(-(now_ms - since) // HOUR)):
+    for label in lake.newest_labels(now_ms, days * 24):
         if from_iso(label.time) < since:
             break
-        newest = newest or label.time
         if label.model == model:
             found.setdefault(label.id, label)
-    return list(found.values()), newest
+    return list(found.values())
 
 
-def _drift(card: Card, reference: Reference, window: list[Prediction], false_alarm_rate: float) -> Drift:
-    columns = drift.columns(
-        np.array([prediction.projection for prediction in window]),
-        np.array([prediction.tokens for prediction in window]),
-        np.array([[prediction.scores[label] for label in card.labels] for prediction in window]),
-    )
-    return drift.check(reference, columns, false_alarm_rate)
-
-
-def _report(
-    model: str,
-    expected: float,
-    window: list[Prediction],
-    least: int,
-    drifted: Drift | None,
-    quality: Quality | None,
-    fired: bool,
-    ages: Ages,
-    newest: dict[str, str],
-    decision: Decision,
-    now_ms: int,
-) -> Report:
-    n = len(window)
-    return {
-        "time": iso(now_ms),
-        "model": model,
-        "n": n,
-        "window": {"from": window[-1].time if n else None, "to": window[0].time if n else None, "n": n},
-        "drift": dataclasses.asdict(drifted) if drifted else None,
-        "drift_reason": None if drifted else f"{n} rows are too few to judge: {least} are needed",
-        "expected_accuracy": expected,
-        "accuracy": {
-            "value": quality.accuracy,
-            "low": quality.low,
-            "high": quality.high,
-            "n": quality.n,
-            "fired": fired,
-        }
-        if quality
-        else None,
-        "f1": {"macro": quality.f1_macro, "per_class": quality.f1, "n": quality.n} if quality else None,
-        "ages": dataclasses.asdict(ages),
-        "newest": newest,
-        "decision": decision.action,
-        "reasons": decision.reasons,
-        "requested": False,
-    }
-
-
-def _read(lake: Lake, key: str) -> Report | None:
+def _decide(found: Report, state: State, lake: Lake, settings: Monitor, now_ms: int) -> Decision:
+    texts, labels = report.sentences(found)
     try:
-        report: Report = lake.get_json(key)
+        last = lake.get_json(LAST_REQUEST)["time"]
     except NotFound:
-        return None
-    return report
+        last = None
+    signs = Signs(
+        drift=texts,
+        accuracy=labels,
+        model_hours=found["ages"]["model_hours"],
+        hours_since_request=_hours(last, now_ms),
+        new_labels=state.labels,
+    )
+    return health.decide(
+        signs,
+        Policy(
+            mode=settings.mode,
+            cooldown_hours=settings.cooldown_hours,
+            backstop_days=settings.backstop_days,
+            labels_wanted=settings.labels_wanted,
+            drift_retrains_at_once=settings.drift_retrains_at_once,
+        ),
+    )
+
+
+def _asked(decision: Decision, state: State, settings: Monitor, now_ms: int) -> bool:
+    """Whether labels were asked for so lately that asking again would only be noise."""
+    hours = _hours(state.asked, now_ms)
+    return decision.action == "label" and hours is not None and hours < settings.cooldown_hours
+
+
+def _ages(card: Card, state: State, now_ms: int) -> Ages:
+    return Ages(
+        model_hours=_hours(card.created, now_ms) or 0.0,
+        label_hours=_hours(state.newest["label"], now_ms),
+        text_hours=_hours(state.newest["text"], now_ms),
+        check_hours=_hours(state.time, now_ms),
+    )
+
+
+def _newer(known: dict[str, str | None], text: str | None, label: str | None) -> dict[str, str | None]:
+    times = {"text": (known["text"], text), "label": (known["label"], label)}
+    return {name: max((time for time in both if time), default=None) for name, both in times.items()}
+
+
+def _span(window: Sequence[Prediction]) -> dict[str, Any]:
+    return {"from": window[0].time if window else None, "to": window[-1].time if window else None, "n": len(window)}
 
 
 def _hours(time: str | None, now_ms: int) -> float | None:

@@ -17,18 +17,19 @@ from botocore.exceptions import ConnectionError as Unreachable
 from retrue.errors import BadInput, StackError
 from retrue.records import TRIGGERS
 
-SOURCE, REQUESTED = "retrue", "retrain.requested"
+SOURCE = "retrue"
+REQUESTED, SUGGESTED, LABELS_WANTED = "retrain.requested", "retrain.suggested", "labels.wanted"
 CAUSE = 4_000  # characters of a failure; a search keeps those of all its trials in one state of 256 kB
 GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}  # what a token is answered that nobody waits for
 
 
-def request_retraining(bus: str, environment: str, detail: dict[str, Any], events: Any = None) -> str:
-    """Put retrain.requested on the bus, with the reason, its trigger and its evidence in the detail; the event's id."""
+def tell(bus: str, environment: str, kind: str, detail: dict[str, Any], events: Any = None) -> str:
+    """Put an event on the bus, such as REQUESTED with the reason, its trigger and its evidence in the detail; its id."""
     client = events if events is not None else boto3.client("events")
     entry = {
         "EventBusName": bus,
         "Source": SOURCE,
-        "DetailType": REQUESTED,
+        "DetailType": kind,
         "Detail": json.dumps({"environment": environment, **detail}),
     }
     answer = client.put_events(Entries=[entry])
