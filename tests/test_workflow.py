@@ -14,7 +14,7 @@ from botocore.stub import ANY, Stubber
 from moto import mock_aws
 
 from retrue.errors import BadInput, StackError
-from retrue.workflow import Activity, Task, Workflow, begin, request_retraining
+from retrue.workflow import REQUESTED, Activity, Task, Workflow, begin, tell
 
 ACCOUNT = "arn:aws:states:eu-central-1:123456789012"
 MACHINE = f"{ACCOUNT}:stateMachine:retrain"
@@ -54,8 +54,8 @@ def test_a_request_reaches_the_rule_with_its_reason_and_evidence() -> None:
     group = "arn:aws:logs:eu-central-1:123456789012:log-group:/aws/events/seen"
     events.put_targets(Rule="retrain", Targets=[{"Id": "log", "Arn": group}])
 
-    id = request_retraining("default", "test", {"reason": "the texts drifted", "evidence": {"p": 1e-9}})
-    request_retraining("default", "another", {"reason": "not for this environment"})
+    id = tell("default", "test", REQUESTED, {"reason": "the texts drifted", "evidence": {"p": 1e-9}})
+    tell("default", "another", REQUESTED, {"reason": "not for this environment"})
     (seen,) = logs.filter_log_events(logGroupName="/aws/events/seen")["events"]
     event = json.loads(seen["message"])
     assert event["id"] == id
@@ -71,7 +71,7 @@ def test_a_request_that_the_bus_refuses_is_an_error(entry: dict[str, str], reaso
     with Stubber(events) as stub:
         stub.add_response("put_events", {"FailedEntryCount": 1, "Entries": [entry]})
         with pytest.raises(StackError, match=f"the event bus refused the request: {reason}"):
-            request_retraining("default", "test", {"reason": "why not"}, events)
+            tell("default", "test", REQUESTED, {"reason": "why not"}, events)
 
 
 @mock_aws

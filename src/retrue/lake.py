@@ -12,7 +12,7 @@ models/<id>/…                           immutable model folders
 runs/<job>/…                            what one training job made: progress.json, output/model.tar.gz
 runs/<run>/…                            checkpoints of a retraining; of a search search.json and trials/
 reports/<time>.json, .html, reports/latest…  what the monitor saw
-reports/state.json, last-request.json       what its checks found together, and when it asked for a retraining
+reports/state.json, reports/told.json       what its checks found together, and when it asked for what
 ledger/<ms>.json                        what served when, and why
 mlflow/…                                artefacts of MLflow's runs, where it keeps the runs themselves in a database
 """

@@ -1,6 +1,8 @@
 """What one check of the monitor found: the JSON that is kept and shown, and the metrics in it.
 
-Every key is always there, None where nothing is known. Nothing is claimed of accuracy under the minimum of labels.
+Every key is always there, None where nothing is known. `drift` is what the last window that was judged showed, which is
+an earlier one where `drift_reason` says why there was none now. Nothing is claimed of accuracy under the minimum of
+labels.
 """
 
 import dataclasses
@@ -49,14 +51,16 @@ def blank(now_ms: int, mode: str) -> Report:
     }
 
 
-def drifted(found: Drift, stretch: Mapping[str, float], evidence: float, limit: float) -> dict[str, Any]:
-    """The part of a report on drift: what this window shows, and what the checks so far show together."""
+def drifted(
+    found: Drift, stretch: Mapping[str, float], evidence: float | None, limit: float | None
+) -> dict[str, Any]:
+    """The part of a report on drift: what this window shows, and what the checks so far show together, if any did."""
     return {
         **dataclasses.asdict(found),
         "stretch": dict(stretch),
         "evidence": evidence,
         "limit": limit,
-        "fired": evidence >= limit,
+        "fired": evidence is not None and limit is not None and evidence >= limit,
     }
 
 
@@ -119,7 +123,8 @@ def sentences(report: Report) -> tuple[str | None, str | None]:
 
 def point(report: Report) -> dict[str, Any]:
     """What is kept of a check to draw it later beside others."""
-    found, accuracy = report["drift"] or {}, report["accuracy"] or {}
+    found = (report["drift"] or {}) if report["drift_reason"] is None else {}
+    accuracy = report["accuracy"] or {}
     return {
         **{name: report[name] for name in POINT},
         **{name: found.get(name) for name in ("distance", "statistic", "threshold", "p", "evidence", "limit", "worst")},

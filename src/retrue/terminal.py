@@ -23,7 +23,8 @@ from retrue.records import Job
 from retrue.search import Search
 from retrue.stack import Stack
 from retrue.worker import progress_key
-from retrue.workflow import request_retraining, run_of
+from retrue import workflow
+from retrue.workflow import REQUESTED, run_of
 
 POLL_SECONDS = 1.0
 START_SECONDS = 60.0  # between a request on the bus and its execution
@@ -114,7 +115,7 @@ def ask(stack: Stack, detail: dict[str, Any]) -> str:
     mark = secrets.token_hex(8)
     events = stack.session.client("events")
     whole = {"trigger": "person", **detail, "mark": mark}
-    request_retraining("default", stack.outputs["EnvironmentName"], whole, events)
+    workflow.tell("default", stack.outputs["EnvironmentName"], REQUESTED, whole, events)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         for execution in stack.workflow.executions():

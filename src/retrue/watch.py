@@ -25,7 +25,7 @@ from retrue.settings import Monitor
 from retrue.telemetry import publish
 from retrue.workflow import LABELS_WANTED, REQUESTED, SUGGESTED
 
-STATE, LAST_REQUEST = f"{REPORTS}state.json", f"{REPORTS}last-request.json"
+STATE, TOLD = f"{REPORTS}state.json", f"{REPORTS}told.json"
 HOUR = 3_600_000
 POINTS = 1_000  # checks that the report's pictures show
 ACCEPTED = 100  # windows after a promotion that show how clustered usual traffic is; later ones may be drifting
@@ -39,8 +39,8 @@ Tell = Callable[[str, dict[str, Any]], object]
 class State(Record):
     """What the checks of one model found so far.
 
-    `drift` and `accuracy` are the totals of the two detectors, `past` the accepted windows' sizes and distances, `labels`
-    how many new labels came, `asked` when labels were asked for last; `newest` and `points` outlive the model.
+    `drift` and `accuracy` are the totals of the two detectors, `seen` is what the last window that was judged showed,
+    `past` the accepted windows' sizes and distances, `labels` how many came; `newest` and `points` outlive the model.
     """
 
     model: str
@@ -48,8 +48,8 @@ class State(Record):
     drift: float = 0.0
     accuracy: list[float] | None = None
     labels: int = 0
+    seen: dict[str, Any] | None = None
     past: list[dict[str, Any]] = field(default_factory=list)
-    asked: str | None = None
     newest: dict[str, str | None] = field(default_factory=lambda: {"text": None, "label": None})
     points: list[dict[str, Any]] = field(default_factory=list)
 
@@ -61,19 +61,22 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, tell: Tell |
     The heartbeat is published last: where it is missing, something above it failed.
     """
     key = f"{REPORTS}{stamp(now_ms)}"
-    if model_uri == artifact.NONE:
-        found = report.blank(now_ms, settings.mode)
-        found["reasons"] = ["no model is serving yet: run `retrue retrain`"]
-        points: list[dict[str, Any]] = []
-    else:
-        found, points = _check(lake, model_uri.rstrip("/").rpartition("/")[2], settings, now_ms, tell)
+    found, points = report.blank(now_ms, settings.mode), list[dict[str, Any]]()
     found["page"] = lake.uri(f"{key}.html")
-    if tell is not None and found["requested"]:
-        evidence = {name: found[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")}
-        detail = {"reason": "; ".join(found["reasons"]), "trigger": found["trigger"], "evidence": evidence}
-        tell(TELLS[found["decision"]], {**detail, "report": lake.uri(f"{key}.json"), "page": found["page"]})
-        if found["decision"] != "label":
-            lake.put_json(LAST_REQUEST, {"time": found["time"], "report": lake.uri(f"{key}.json")})
+    if model_uri == artifact.NONE:
+        found["reasons"] = ["no model is serving yet: run `retrue retrain`"]
+    else:
+        told = _read(lake, TOLD) or {}
+        points = _check(lake, model_uri.rstrip("/").rpartition("/")[2], settings, now_ms, told, found)
+        action = found["decision"]
+        # Labels are asked for as seldom as a retraining; that one's own cool-down is a rule of health.
+        early = action == "label" and _within(told.get(action), settings.cooldown_hours, now_ms)
+        if tell is not None and action in TELLS and not early:
+            evidence = {name: found[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")}
+            detail = {"reason": "; ".join(found["reasons"]), "trigger": found["trigger"], "evidence": evidence}
+            tell(TELLS[action], {**detail, "report": lake.uri(f"{key}.json"), "page": found["page"]})
+            lake.put_json(TOLD, {**told, action: found["time"]})
+            found["requested"] = True
     html = page.render(found, points).encode()
     for name in (f"{key}.html", LATEST_PAGE):
         lake.put(name, html, "text/html; charset=utf-8")
@@ -84,45 +87,42 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, tell: Tell |
 
 
 def _check(
-    lake: Lake, model: str, settings: Monitor, now_ms: int, tell: Tell | None
-) -> tuple[Report, list[dict[str, Any]]]:
-    """One check of a model: its report, and the points of this and earlier checks."""
+    lake: Lake, model: str, settings: Monitor, now_ms: int, told: dict[str, str], found: Report
+) -> list[dict[str, Any]]:
+    """Write one check of a model into its blank report; the points of this check and of those before it."""
     card, reference = _model(lake, model)
     kept, etag = lake.get_versioned(STATE)
     state = State.of(kept) if kept is not None else State(model)
     if state.model != model:
         state = State(model, time=state.time, newest=state.newest, points=state.points)
-    found = report.blank(now_ms, settings.mode)
     expected = float(card.metrics["test"]["accuracy"])
-    tolerated = expected - settings.tolerated_drop
-    found |= {"model": model, "expected_accuracy": expected, "tolerated_accuracy": tolerated}
+    found |= {"model": model, "expected_accuracy": expected, "tolerated_accuracy": expected - settings.tolerated_drop}
 
     with Intake(lake, Prediction) as texts, Intake(lake, Label) as labels:
-        window, total, newest = _sample(texts, model, settings.window_rows, now_ms)
-        told = {label.id: label for label in labels}
-        new = [label for label in told.values() if label.model == model]
-        least = max(settings.minimum_rows, drift.SIZES[0])
-        state = replace(state, newest=_newer(state.newest, newest, max((one.time for one in told.values()), default=None)))
+        window, total, text_time = _sample(texts, model, settings.window_rows, now_ms)
+        arrived = {label.id: label for label in labels}
+        label_time = max((label.time for label in arrived.values()), default=None)
+        state = replace(state, newest=_newer(state.newest, text_time, label_time))
         found |= {"n": len(window), "window": _span(window), "newest": state.newest}
+        least = max(settings.minimum_rows, drift.SIZES[0])
         if len(window) >= least:
             state = _judge_texts(found, state, card, reference, window, settings)
         else:
             found["drift_reason"] = f"{len(window)} new rows are too few to judge: {least} are needed"
+        found["drift"] = state.seen
+        new = [label for label in arrived.values() if label.model == model]
         state = _judge_labels(found, state, card, new, lake, settings, now_ms)
         found["ages"] = vars(_ages(card, state, now_ms))
-        decision = _decide(found, state, lake, settings, now_ms)
+        decision = _decide(found, state, told, settings, now_ms)
         found |= {"decision": decision.action, "trigger": decision.trigger, "reasons": decision.reasons}
-        found["requested"] = tell is not None and decision.action in TELLS and not _asked(decision, state, settings, now_ms)
-        if found["requested"] and decision.action == "label":
-            state = replace(state, asked=found["time"])
-        state = replace(state, time=found["time"], points=[*state.points, report.point(found)][-POINTS:])
-        # What is taken before the state is written can be lost as evidence, but never count twice.
+        # What is taken before the state is written may be lost as evidence, but never counts twice.
         if len(window) >= least or total >= FULL:
             texts.commit()
         labels.commit()
+    state = replace(state, time=found["time"], points=[*state.points, report.point(found)][-POINTS:])
     if not lake.put_json_if(STATE, json.loads(state.to_json()), etag):
         raise Busy("another check of this model ran at the same time: look at its report, or check again")
-    return found, state.points
+    return state.points
 
 
 def _model(lake: Lake, model: str) -> tuple[Card, Reference]:
@@ -175,11 +175,11 @@ def _judge_texts(
     stretch = drift.stretch(reference, state.past)
     seen: Drift = drift.check(reference, table, stretch=stretch)
     evidence = detector.add(state.drift, detector.evidence(seen.p))
-    found["drift"] = report.drifted(seen, stretch, evidence, settings.run_length)
+    told = report.drifted(seen, stretch, evidence, settings.run_length)
     found["estimated_accuracy"] = metrics.estimated_accuracy(scores)
-    quiet = len(state.past) < ACCEPTED and not found["drift"]["fired"]
+    quiet = len(state.past) < ACCEPTED and not told["fired"]
     past = [*state.past, {"n": seen.n, "distances": seen.distances}] if quiet else state.past
-    return replace(state, drift=evidence, past=past)
+    return replace(state, drift=evidence, seen=told, past=past)
 
 
 def _judge_labels(
@@ -210,35 +210,24 @@ def _labels(lake: Lake, model: str, days: int, now_ms: int) -> list[Label]:
     return list(found.values())
 
 
-def _decide(found: Report, state: State, lake: Lake, settings: Monitor, now_ms: int) -> Decision:
+def _decide(found: Report, state: State, told: dict[str, str], settings: Monitor, now_ms: int) -> Decision:
     texts, labels = report.sentences(found)
-    try:
-        last = lake.get_json(LAST_REQUEST)["time"]
-    except NotFound:
-        last = None
+    asked = max((told[action] for action in ("retrain", "suggest") if action in told), default=None)
     signs = Signs(
         drift=texts,
         accuracy=labels,
         model_hours=found["ages"]["model_hours"],
-        hours_since_request=_hours(last, now_ms),
+        hours_since_request=_hours(asked, now_ms),
         new_labels=state.labels,
     )
-    return health.decide(
-        signs,
-        Policy(
-            mode=settings.mode,
-            cooldown_hours=settings.cooldown_hours,
-            backstop_days=settings.backstop_days,
-            labels_wanted=settings.labels_wanted,
-            drift_retrains_at_once=settings.drift_retrains_at_once,
-        ),
+    policy = Policy(
+        mode=settings.mode,
+        cooldown_hours=settings.cooldown_hours,
+        backstop_days=settings.backstop_days,
+        labels_wanted=settings.labels_wanted,
+        drift_retrains_at_once=settings.drift_retrains_at_once,
     )
-
-
-def _asked(decision: Decision, state: State, settings: Monitor, now_ms: int) -> bool:
-    """Whether labels were asked for so lately that asking again would only be noise."""
-    hours = _hours(state.asked, now_ms)
-    return decision.action == "label" and hours is not None and hours < settings.cooldown_hours
+    return health.decide(signs, policy)
 
 
 def _ages(card: Card, state: State, now_ms: int) -> Ages:
@@ -257,6 +246,18 @@ def _newer(known: dict[str, str | None], text: str | None, label: str | None) ->
 
 def _span(window: Sequence[Prediction]) -> dict[str, Any]:
     return {"from": window[0].time if window else None, "to": window[-1].time if window else None, "n": len(window)}
+
+
+def _within(time: str | None, hours: float, now_ms: int) -> bool:
+    passed = _hours(time, now_ms)
+    return passed is not None and passed < hours
+
+
+def _read(lake: Lake, key: str) -> Any:
+    try:
+        return lake.get_json(key)
+    except NotFound:
+        return None
 
 
 def _hours(time: str | None, now_ms: int) -> float | None:
