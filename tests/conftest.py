@@ -146,14 +146,14 @@ def stack(home: Home) -> Stack:
 
 
 @pytest.fixture
-def redeploy(home: Home, stack: Stack) -> Callable[[], Stack]:
-    """Deploys once more what is deployed; the cloud runs already, so no port is asked for."""
-    return lambda: deployed(home, 0)
+def redeploy(home: Home, stack: Stack) -> Callable[..., Stack]:
+    """Deploys once more what is deployed, with other parameters where some are given; the cloud runs already."""
+    return lambda **others: deployed(home, 0, **others)
 
 
-def deployed(home: Home, port: int) -> Stack:
+def deployed(home: Home, port: int, **others: str) -> Stack:
     # 300 frozen rows show a loss of less than a point only of a model that is far better; and of two models that were
     # trained on so little one may be shipped as int8 and the other, several times as large and slow, as fp32.
     wide = {"GateMargin": "0.1", "GateSizeFactor": "5", "GateLatencyFactor": "5"}
-    parameters = {"TrainSettings": "epochs=1,max_tokens=128,batch_size=16,learning_rate=1e-4", **wide}
+    parameters = {"TrainSettings": "epochs=1,max_tokens=128,batch_size=16,learning_rate=1e-4", **wide, **others}
     return machine.up(home, PROJECT, PROJECT / ".venv-cloud/bin/python", port, parameters, print)

@@ -48,7 +48,7 @@ def tweets(real_data: Path) -> list[Example]:
 
 def test_the_circle_closes_on_real_reviews(
     stack: Stack,
-    redeploy: Callable[[], Stack],
+    redeploy: Callable[..., Stack],
     films: tuple[Path, list[Example]],
     tweets: list[Example],
     tmp_path: Path,

@@ -319,9 +319,7 @@ def test_labels_that_show_a_fall_ask_for_a_retraining(
     assert [(kind, detail["trigger"]) for kind, detail in sent] == [("retrain.requested", "accuracy")]
 
 
-def test_ages_are_carried_on_when_nothing_new_came(
-    lake: Lake, classifier: Classifier, usual: list[Prediction]
-) -> None:
+def test_ages_are_carried_on_when_nothing_new_came(lake: Lake, classifier: Classifier, usual: list[Prediction]) -> None:
     first = checked(lake, classifier)
     unknown = [first["ages"][name] for name in ("label_hours", "text_hours", "check_hours")]
     assert unknown == [None, None, None]
@@ -386,9 +384,7 @@ def test_an_old_model_is_retrained_without_any_evidence(
     assert [kind for kind, _ in sent] == ["retrain.requested"]
 
 
-def test_drift_goes_before_accuracy(
-    lake: Lake, classifier: Classifier, odd: list[Prediction]
-) -> None:
+def test_drift_goes_before_accuracy(lake: Lake, classifier: Classifier, odd: list[Prediction]) -> None:
     write(lake, odd)
     lake.write_labels(truths(odd[:100], wrong=90))
     report, ((kind, detail),) = ran(lake, classifier, labels_wanted=50)

@@ -51,9 +51,7 @@ def blank(now_ms: int, mode: str) -> Report:
     }
 
 
-def drifted(
-    found: Drift, stretch: Mapping[str, float], evidence: float | None, limit: float | None
-) -> dict[str, Any]:
+def drifted(found: Drift, stretch: Mapping[str, float], evidence: float | None, limit: float | None) -> dict[str, Any]:
     """The part of a report on drift: what this window shows, and what the checks so far show together, if any did."""
     return {
         **dataclasses.asdict(found),

@@ -72,7 +72,9 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, tell: Tell |
         # Labels are asked for as seldom as a retraining; that one's own cool-down is a rule of health.
         early = action == "label" and _within(told.get(action), settings.cooldown_hours, now_ms)
         if tell is not None and action in TELLS and not early:
-            evidence = {name: found[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")}
+            evidence = {
+                name: found[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")
+            }
             detail = {"reason": "; ".join(found["reasons"]), "trigger": found["trigger"], "evidence": evidence}
             tell(TELLS[action], {**detail, "report": lake.uri(f"{key}.json"), "page": found["page"]})
             lake.put_json(TOLD, {**told, action: found["time"]})
