@@ -66,7 +66,7 @@ def drift(history: Sequence[Point]) -> Chart | None:
 
 
 def evidence(history: Sequence[Point], of: str = "") -> Chart | None:
-    """What a detector gathered and where it raises the alarm, in powers of ten; its names in a point begin by `of`."""
+    """A detector's evidence and where it raises the alarm, in powers of ten; its names in a point begin with `of`."""
     return _chart(history, {"limit": f"{of}limit", "main": f"{of}evidence"}, logarithmic=True)
 
 
@@ -152,7 +152,7 @@ def _is_over(point: Point, name: str, limit: str, falling: bool) -> bool:
 
 
 def _times(start: int, end: int) -> list[tuple[float, str]]:
-    """Round times, five at the most, in UTC; both ends where the checks lie too close together for any."""
+    """Round times in UTC, six at the most; both ends where the checks lie too close together for any."""
     step = next((step for step in STEPS if end - start <= 5 * step), STEPS[-1])
     places = range(-(-start // step) * step, end + 1, step)
     found = []
@@ -160,7 +160,7 @@ def _times(start: int, end: int) -> list[tuple[float, str]]:
         time = datetime.fromtimestamp(ms / 1000, UTC)
         # Among times of the day, midnight says which day begins.
         is_day = ms % (24 * HOUR) == 0
-        text = f"{time:%b %Y}" if step >= 8_760 * HOUR else f"{time.day} {time:%b}" if is_day else f"{time:%H:%M}"
+        text = f"{time:%b %Y}" if step >= 2_688 * HOUR else f"{time.day} {time:%b}" if is_day else f"{time:%H:%M}"
         found.append((_share(ms, start, end) / 10, text))
     return found
 

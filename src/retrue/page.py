@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -52,11 +53,8 @@ def render(report: Report, history: Sequence[Point]) -> str:
 
     Without a history, as for two plain files, nothing is drawn over time.
     """
-    shape = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    shape.filters |= {"percent": _percent, "number": _number, "time": _time, "age": _age}
-    text = resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
     confusion = report["confusion"] or {"labels": [], "counts": []}
-    return shape.from_string(text).render(
+    return _template().render(
         report=report,
         verdict=verdict(report),
         history=history,
@@ -117,6 +115,13 @@ def runs(history: Sequence[Point]) -> list[Run]:
             Run(own[0]["time"], own[-1]["time"], len(own), model, decision, accuracy, peak["statistic"], peak["worst"])
         )
     return found[: -RUNS - 1 : -1]
+
+
+@cache
+def _template() -> jinja2.Template:
+    shape = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    shape.filters |= {"percent": _percent, "number": _number, "time": _time, "age": _age}
+    return shape.from_string(resources.files(__package__).joinpath("page.html.j2").read_text("utf-8"))
 
 
 def _advice(report: Report, title: str) -> tuple[str, str | None]:
