@@ -1,5 +1,6 @@
 """The monitor on real predictions of a small real model."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -186,7 +187,7 @@ def test_evidence_adds_up_over_checks_and_survives_in_the_lake(
         report = checked(lake, classifier, NOW + number * HOUR)
         levels.append(report["drift"]["evidence"])
         assert lake.get_json(STATE)["drift"] == levels[-1]
-    values = [levels[0], *(later / (before + 1) for before, later in zip(levels, levels[1:], strict=False))]
+    values = [levels[0], *(later / (before + 1) for before, later in itertools.pairwise(levels))]
     assert all(0 < value < 10 for value in values)
     state = lake.get_json(STATE)
     assert [point["evidence"] for point in state["points"]] == levels

@@ -27,7 +27,7 @@ class Answers:
         self.classifier, self.lake, self.settings = classifier, lake, settings
 
     def predict(self, texts: Sequence[str], now_ms: int, entropy: Callable[[int], bytes]) -> list[Prediction]:
-        """Classify texts and capture the answers in one object before anybody sees them.
+        """Classify texts and capture the answers in one object before anybody sees them, or the share that is kept.
 
         `entropy(n)` gives n random bytes, such as os.urandom. TooLarge or BadInput where the limits are not kept.
         """
@@ -39,7 +39,8 @@ class Answers:
             )
             for text in texts
         ]
-        self.lake.write_predictions(predictions)
+        if kept := [one for one in predictions if records.kept(one.id, self.settings.capture_rate)]:
+            self.lake.write_predictions(kept)
         return predictions
 
     def feedback(self, id: str, label: str, now_ms: int) -> Label:
@@ -47,17 +48,11 @@ class Answers:
         labels = self.classifier.card.labels
         if label not in labels:
             raise UnknownLabel(f"the label is not one that the model knows: use {' or '.join(labels)}")
-        found = self.lake.find_prediction(id)
-        truth = Label(
-            id=found.id,
-            time=records.iso(now_ms),
-            label=label,
-            model=found.model,
-            predicted=found.label,
-            scores=found.scores,
-            source=SOURCE,
-            text=found.text,
-        )
+        try:
+            found = self.lake.find_prediction(id)
+        except NotFound:
+            raise NotFound(records.why_missing(id, self.settings.capture_rate)) from None
+        truth = found.truth(label, records.iso(now_ms), SOURCE)
         self.lake.write_labels([truth])
         return truth
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +20,16 @@ import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
-from retrue import artifact, dataset, lake, promotion, registry, search
+from retrue import artifact, dataset, lake, page, promotion, registry, report, search
 from retrue.errors import BadInput, RetrueError, StackError
 from retrue.local import machine
 from retrue.local.home import STACK, Home, session, stop
 from retrue.records import iso
 from retrue.stack import Session, Stack
 from retrue.terminal import ask, drop, err, follow, steps, stoppable, trials_shown
+from retrue.training.settings import DEFAULT
 from retrue.workflow import Activity
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -245,21 +248,51 @@ def feedback(
 
 
 # watching and retraining
-@app.command(epilog="Example: retrue monitor --json")
+@app.command(epilog="Example: retrue monitor --open    or: retrue monitor --reference old.csv --current new.csv")
 def monitor(
     context: typer.Context,
-    request: Annotated[bool, typer.Option("--request/--dry-run", help="Whether it may ask for a retraining.")] = True,
+    request: Annotated[bool, typer.Option("--request/--dry-run", help="Whether it may tell anybody.")] = True,
+    reference: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Compare two files here: the usual texts.")
+    ] = None,
+    current: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="The new texts.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Model folder to read them with; else the base encoder."),
+    ] = None,
+    group: Annotated[
+        str, typer.Option(help="Column of --reference that says what belongs together, as one film or customer.")
+    ] = "",
+    alpha: Annotated[float, typer.Option(min=1e-9, max=0.5, help="False-alarm rate of comparing two files.")] = 0.01,
+    most: Annotated[int, typer.Option(min=20, help="Texts of a file to read at most; drawn by lot.")] = 5_000,
+    to: Annotated[Path | None, typer.Option("--out", help="Where the page goes; in the home unless given.")] = None,
+    show_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let the monitor look now."""
-    report = target(context).stack().check(request)
+    """Let the monitor look now, or compare two CSV files of texts without any stack."""
+    if (reference is None) != (current is None):
+        raise typer.BadParameter("comparing two files needs both --reference and --current")
+    where = target(context).home
+    path = to or where.root / "report.html"
+    if reference and current:
+        found = _compare(where, (reference, current), model, group, alpha, most)
+        html = page.render(found, []).encode()
+    else:
+        stack = target(context).stack()
+        found = stack.check(request)
+        html = stack.lake.get(lake.split_uri(found["page"])[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(html)
     if as_json:
-        show(report)
-        return
-    table = Table(show_header=False, box=None)
-    for key in ("time", "model", "n", "drift", "accuracy", "f1", "ages", "decision", "reasons", "requested"):
-        table.add_row(key, json.dumps(report.get(key), ensure_ascii=False))
-    out.print(table)
+        show(found)
+    else:
+        table = Table(show_header=False, box=None)
+        for name, value in report.lines(found):
+            table.add_row(name, value)
+        out.print(table)
+        err.print(f"the report: {path}")
+    if show_page:
+        webbrowser.open(path.resolve().as_uri())
 
 
 @app.command(epilog='Example: retrue retrain --reason "new labels" --set epochs=3')
@@ -477,6 +510,32 @@ def encoder(
 
 
 # helpers of the commands
+def _compare(
+    where: Home, files: tuple[Path, Path], model: Path | None, group: str, alpha: float, most: int
+) -> dict[str, Any]:
+    from retrue import comparison  # onnxruntime takes a moment to import, and no other command needs it
+    from retrue.classifier import Classifier
+
+    reference, current = comparison.read(files[0], group, most), comparison.read(files[1], "", most)
+    for path, read in zip(files, (reference, current), strict=True):
+        if read.rejected:
+            err.print(f"{path.name}: {read.rejected} rows cannot be read and are left out")
+        if read.skipped:
+            err.print(f"{path.name}: {read.skipped} more rows are not read; --most sets how many are")
+    folder = model or where.root / "readers" / DEFAULT
+    if not (folder / artifact.MODEL).is_file():
+        from retrue.training import encoder, export  # torch takes seconds to import
+
+        with steps() as tell:
+            tell(f"preparing the base encoder {DEFAULT}, once")
+            export.reader(encoder.resolve(DEFAULT, where.encoders), folder)
+    classifier = Classifier.open(folder) if model else Classifier(folder)
+    with tqdm(total=len(reference.texts) + len(current.texts), unit=" texts", disable=None) as bar:
+        return comparison.compare(
+            reference, current, classifier, _now(), alpha=alpha, trained=model is not None, told=bar.update
+        )
+
+
 def _pairs(values: list[str] | None) -> dict[str, str]:
     wrong = [value for value in values or () if "=" not in value]
     if wrong:

@@ -5,17 +5,15 @@ import gzip
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 
 from retrue import rows
 from retrue.errors import BadInput, NotFound
 from retrue.jobs import CHUNK, IDS_FILE, LATE, Clock, Run
-from retrue.lake import LABELS, RESULTS, Lake, split_uri
-from retrue.records import Job, Label, Prediction, from_iso, id_ms, iso
+from retrue.lake import AT_ONCE, LABELS, RESULTS, Lake, split_uri
+from retrue.records import Job, Label, Prediction, from_iso, iso, why_missing
 from retrue.rows import Rejected, Row
 from retrue.settings import Batch
 
-LOOKUPS = 8  # objects fetched at a time
 TWICE = "twice"
 
 
@@ -29,7 +27,7 @@ def label_file(lake: Lake, job: Job, settings: Batch, clock: Clock, remaining: C
         try:
             with run.table() as (header, table):
                 wanted, reasons = _asked(header, table)
-            _label(run, wanted, reasons)
+            _label(run, settings.capture_rate, wanted, reasons)
             with run.table() as (header, table):
                 for item in table:
                     if isinstance(item, Rejected):
@@ -59,12 +57,12 @@ def _asked(header: list[str], table: Iterator[Row | Rejected]) -> tuple[dict[str
     return wanted, reasons
 
 
-def _label(run: Run, wanted: dict[str, tuple[int, str]], reasons: dict[int, str]) -> None:
+def _label(run: Run, rate: float, wanted: dict[str, tuple[int, str]], reasons: dict[int, str]) -> None:
     """Write a Label for each id that is known, and the reason for each that is not."""
     began = from_iso(run.job.started)
     chunk: list[Label] = []
     chunks = 0
-    for id, prediction in _known(run, wanted, reasons):
+    for id, prediction in _known(run, rate, wanted, reasons):
         number, label = wanted[id]
         if label not in prediction.scores:
             reasons[number] = f"the label is none of {', '.join(prediction.scores)}"
@@ -72,29 +70,21 @@ def _label(run: Run, wanted: dict[str, tuple[int, str]], reasons: dict[int, str]
         if len(chunk) == CHUNK:
             run.lake.write_labels(chunk)
             chunk, chunks = [], chunks + 1
-        chunk.append(
-            Label(
-                id=prediction.id,
-                time=iso(began + chunks),
-                label=label,
-                model=prediction.model,
-                predicted=prediction.label,
-                scores=prediction.scores,
-                source=f"csv:{run.job.id}",
-                text=prediction.text,
-            )
-        )
+        chunk.append(prediction.truth(label, iso(began + chunks), f"csv:{run.job.id}"))
         run.accept()
     if chunk:
         run.lake.write_labels(chunk)
 
 
-def _known(run: Run, wanted: dict[str, tuple[int, str]], reasons: dict[int, str]) -> Iterator[tuple[str, Prediction]]:
+def _known(
+    run: Run, rate: float, wanted: dict[str, tuple[int, str]], reasons: dict[int, str]
+) -> Iterator[tuple[str, Prediction]]:
     """Ids with their predictions: first those that are ids of predictions, then those of CSV files."""
     missing = set(wanted)
-    for prediction in _predictions(run, (id for id in wanted if id_ms(id) is not None)):
+    for prediction in _predictions(run, wanted):
         missing.remove(prediction.id)
         yield prediction.id, prediction
+    own: dict[str, str] = {}
     if missing and not run.out_of_time():
         own = _own_ids(run.lake, _named_job(run.job), missing)
         for id in [id for id in missing if own.get(id) == TWICE]:
@@ -106,20 +96,17 @@ def _known(run: Run, wanted: dict[str, tuple[int, str]], reasons: dict[int, str]
             missing.remove(id)
             yield id, prediction
     for id in missing:
-        reasons[wanted[id][0]] = LATE if run.late else "there is no prediction with this id"
+        reasons[wanted[id][0]] = LATE if run.late else why_missing(own.get(id, id), rate)
 
 
 def _predictions(run: Run, wanted: Iterable[str]) -> Iterator[Prediction]:
-    """The predictions that exist, in the order of time; every object of the lake is read once, several at a time."""
-    groups = [(ms, set(ids)) for ms, ids in groupby(sorted(wanted), id_ms) if ms is not None]
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        for first in range(0, len(groups), LOOKUPS):
-            if run.out_of_time():
-                return
-            batch = groups[first : first + LOOKUPS]
-            answers = pool.map(run.lake.predictions_at, [ms for ms, _ in batch])
-            for (_, ids), found in zip(batch, answers, strict=True):
-                yield from (prediction for prediction in found if prediction.id in ids)
+    """The predictions that exist, as far as time allows."""
+    if run.out_of_time():
+        return
+    for found in run.lake.find_predictions(wanted):
+        yield from found
+        if run.out_of_time():
+            return
 
 
 def _named_job(job: Job) -> str | None:
@@ -151,6 +138,6 @@ def _jobs_with_ids(lake: Lake, only: str | None) -> list[str]:
     """Jobs whose input had an `id` column, newest first."""
     prefix = f"{RESULTS}{only}/" if only else RESULTS
     ids = [key.split("/")[1] for key in lake.keys(prefix) if key.endswith(f"/{IDS_FILE}")]
-    with ThreadPoolExecutor(LOOKUPS) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         jobs = list(pool.map(lake.read_job, ids))
     return [job.id for job in sorted(jobs, key=lambda job: job.started, reverse=True)]

@@ -37,6 +37,21 @@ def id_ms(id: str) -> int | None:
     return ms if ms <= LAST_MS else None
 
 
+def kept(id: str, rate: float) -> bool:
+    """Whether a prediction belongs to the share whose records are kept: told by the last 62 bits of its id alone.
+
+    They are random (RFC 9562, section 5.7), or in a CSV job a hash. What is kept at one rate is kept at a higher one.
+    """
+    return (uuid.UUID(id).int & ((1 << 62) - 1)) < rate * (1 << 62)
+
+
+def why_missing(id: str, rate: float) -> str:
+    """What to say where there is no record of a prediction, of which a share is kept."""
+    if id_ms(id) is None or kept(id, rate):
+        return "there is no prediction with this id"
+    return f"no record of this prediction was kept: {100 * rate:g} % are, which their ids decide (CaptureRate)"
+
+
 def iso(ms: int) -> str:
     """A time in milliseconds since 1970 as text, such as 2026-11-22T09:30:00.125Z."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -72,7 +87,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Prediction(Record):
-    """One answer that was given: `projection` is the drift vector of the text, `source` is "http" or a job's id."""
+    """One answer that was given: `projection` is the drift vector of the text, `source` is "http" or a job's id.
+
+    `pieces` is the share of the tokens read, but for the marks at both ends, that continue a word, and `symbols` the
+    share of the text's characters that are neither letter, digit nor white space.
+    """
 
     id: str
     time: str
@@ -85,11 +104,31 @@ class Prediction(Record):
     projection: list[float]
     source: str
     text: str | None = None
+    pieces: float = 0.0
+    symbols: float = 0.0
+
+    def truth(self, label: str, time: str, source: str) -> "Label":
+        """A label for it, with what nobody should need to look up again."""
+        return Label(
+            id=self.id,
+            time=time,
+            label=label,
+            model=self.model,
+            predicted=self.label,
+            scores=self.scores,
+            source=source,
+            text=self.text,
+            tokens=self.tokens,
+            origin=self.source.partition(":")[0],
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Label(Record):
-    """The truth about one prediction, with the prediction's own facts, so that nobody needs to join again."""
+    """The truth about one prediction, with the prediction's own facts, so that nobody needs to join again.
+
+    `source` says whence the label came, `origin` whence the text: "http" or "csv".
+    """
 
     id: str
     time: str
@@ -99,6 +138,8 @@ class Label(Record):
     scores: dict[str, float]
     source: str
     text: str | None = None
+    tokens: int = 0
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

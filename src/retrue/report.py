@@ -13,7 +13,6 @@ import numpy as np
 
 from retrue import metrics
 from retrue.drift import Drift
-from retrue.health import Ages, Decision
 from retrue.records import Label, iso
 from retrue.telemetry import Metric
 
@@ -113,10 +112,37 @@ def sentences(report: Report) -> tuple[str | None, str | None]:
     if accuracy and accuracy["fired"]:
         labels = (
             f"accuracy on {accuracy['n']} labels is {accuracy['value']:.3f} ({accuracy['low']:.3f} to "
-            f"{accuracy['high']:.3f}), and the labels so far show that it is under the {report['tolerated_accuracy']:.3f} "
-            "that is tolerated"
+            f"{accuracy['high']:.3f}), and the labels so far show that it is under the "
+            f"{report['tolerated_accuracy']:.3f} that is tolerated"
         )
     return texts, labels
+
+
+def lines(report: Report) -> list[tuple[str, str]]:
+    """A report in a few lines for a terminal: what is told, and what it says."""
+    found, accuracy, ages = report["drift"], report["accuracy"], report["ages"]
+    texts, labels = report["drift_reason"], report["accuracy_reason"]
+    if found:
+        texts = (
+            f"distance {found['distance']:.3f} sd on {found['n']} texts, most in {found['worst']}; "
+            f"statistic {found['statistic']:.2f} against {found['threshold']:.2f}, p = {found['p']:.2g}"
+        )
+        if found["limit"] is not None:
+            texts += f"; evidence {found['evidence']:.3g} of {found['limit']:,.0f}"
+    if accuracy:
+        labels = (
+            f"accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['n']} labels, "
+            f"{report['tolerated_accuracy']:.3f} is tolerated; evidence {accuracy['evidence']:.3g} of "
+            f"{accuracy['limit']:,.0f}"
+        )
+    told = [("model", report["model"]), ("drift", texts), ("accuracy", labels)]
+    if ages:
+        told += [
+            (f"newest {name}", "never" if ages[f"{name}_hours"] is None else f"{ages[f'{name}_hours']:.1f} hours ago")
+            for name in ("text", "label")
+        ]
+    told += [("decision", report["decision"] + (", told" if report["requested"] else ""))]
+    return [(name, value) for name, value in [*told, *(("", reason) for reason in report["reasons"])] if value]
 
 
 def point(report: Report) -> dict[str, Any]:

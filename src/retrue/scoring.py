@@ -9,13 +9,13 @@ from retrue.classifier import Classifier
 from retrue.errors import BadInput, NotFound
 from retrue.jobs import CHUNK, IDS_FILE, LATE, RESULTS_FILE, Clock, Run
 from retrue.lake import Lake
-from retrue.records import Job, Prediction, from_iso, id_ms, new_id
+from retrue.records import Job, Prediction, from_iso, id_ms, kept, new_id
 from retrue.rows import Rejected, Row
 from retrue.settings import Batch
 
 
 def score_file(lake: Lake, classifier: Classifier, job: Job, settings: Batch, clock: Clock, remaining: Clock) -> Job:
-    """Classify every row of a file and capture what was answered.
+    """Classify every row of a file and capture what was answered, or the share of it that is kept.
 
     `clock` and `remaining` are in seconds, since 1970 and until the platform ends this run. A file that cannot be read
     ends the job as "failed" and raises nothing: to deliver it again would not help.
@@ -51,7 +51,8 @@ def _predict(
             chunk = []
         text, id = row.cells[place], _row_id(run.job, row.number, ms)
         prediction = classifier.score(text).record(id, classifier.model, source, text if settings.keep_text else None)
-        chunk.append(prediction)
+        if kept(id, settings.capture_rate):
+            chunk.append(prediction)
         results.writerow([*row.cells, prediction.label, round(prediction.score, 6), prediction.id])
         if ids is not None and own is not None:
             ids.writerow([row.cells[own].strip(), prediction.id])

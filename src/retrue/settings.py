@@ -51,24 +51,32 @@ NAMES: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number"
 
 @dataclass(frozen=True)
 class Predict:
-    """Settings of the predict function; `model_uri` names the one model folder that a published version serves."""
+    """Settings of the predict function; `model_uri` names the one model folder that a published version serves.
+
+    `capture_rate` is the share of predictions whose records are kept.
+    """
 
     bucket: str
     environment: str
     model_uri: str = "none"
     keep_text: bool = False
+    capture_rate: float = 1.0
     max_inputs: int = 64
     max_characters: int = 50_000
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Settings of the batch function; `model_parameter` is the SSM parameter that names the serving model."""
+    """Settings of the batch function; `model_parameter` is the SSM parameter that names the serving model.
+
+    `capture_rate` is the share of predictions whose records are kept.
+    """
 
     bucket: str
     environment: str
     model_parameter: str
     keep_text: bool = False
+    capture_rate: float = 1.0
     max_characters: int = 50_000
     reserve_seconds: float = 20.0
 

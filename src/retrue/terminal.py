@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from retrue import jobs, trials
+from retrue import jobs, trials, workflow
 from retrue.errors import BadInput, NotFound, StackError
 from retrue.lake import Lake
 from retrue.records import Job
 from retrue.search import Search
 from retrue.stack import Stack
 from retrue.worker import progress_key
-from retrue import workflow
 from retrue.workflow import REQUESTED, run_of
 
 POLL_SECONDS = 1.0

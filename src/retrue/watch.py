@@ -19,7 +19,7 @@ from retrue.errors import Busy, NotFound
 from retrue.health import Ages, Decision, Policy, Signs
 from retrue.intake import Intake
 from retrue.lake import LATEST_PAGE, LATEST_REPORT, MODELS, REPORTS, Lake, stamp
-from retrue.records import Label, Prediction, Record, from_iso, iso
+from retrue.records import Label, Prediction, Record, from_iso
 from retrue.report import Report
 from retrue.settings import Monitor
 from retrue.telemetry import publish

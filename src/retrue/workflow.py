@@ -24,7 +24,7 @@ GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}  # what a token is a
 
 
 def tell(bus: str, environment: str, kind: str, detail: dict[str, Any], events: Any = None) -> str:
-    """Put an event on the bus, such as REQUESTED with the reason, its trigger and its evidence in the detail; its id."""
+    """Put an event on the bus, such as REQUESTED with the reason, its trigger and its evidence as detail; its id."""
     client = events if events is not None else boto3.client("events")
     entry = {
         "EventBusName": bus,

@@ -220,10 +220,61 @@ def test_what_a_function_may_read_and_write_are_folders_of_the_lake() -> None:
 
     folders = {value for name, value in vars(lake).items() if name.isupper() and isinstance(value, str)}
     for sid, actions, resources in allowed(RESOURCES):
-        if {"s3:GetObject", "s3:PutObject"} & set(actions):
+        if {"s3:GetObject", "s3:PutObject", "s3:DeleteObject"} & set(actions):
             for resource in resources:
                 folder, _, _ = resource["Fn::Sub"].removeprefix("${Bucket.Arn}/").partition("*")
                 assert folder in folders, sid
+
+
+def folders(function: str, action: str) -> set[str]:
+    """The folders of the lake in which a function may do something."""
+    statements = allowed(FUNCTIONS[function]["Policies"])
+    found = {resource["Fn::Sub"] for _, actions, resources in statements if action in actions for resource in resources}
+    return {name.removeprefix("${Bucket.Arn}/").removesuffix("*") for name in found}
+
+
+def test_nothing_is_deleted_but_by_the_monitor_what_it_has_batched() -> None:
+    from retrue.intake import PLACES
+
+    queues, batched = ({place[side] for place in PLACES.values()} for side in (0, 1))
+    may_delete = {
+        name for name in FUNCTIONS if any("Delete" in action for _, a, _ in allowed(FUNCTIONS[name]) for action in a)
+    }
+    assert may_delete == {"MonitorFunction"}
+    assert folders("MonitorFunction", "s3:DeleteObject") == queues
+    assert folders("MonitorFunction", "s3:PutObject") == batched | {"reports/"}
+    assert queues | batched <= folders("MonitorFunction", "s3:GetObject")
+
+
+@pytest.mark.parametrize("name", ["PredictFunction", "BatchFunction"])
+def test_a_prediction_is_found_whether_it_is_batched_or_not(name: str) -> None:
+    assert {"capture/", "predictions/"} <= folders(name, "s3:GetObject")
+    assert {"capture/", "feedback/"} <= folders(name, "s3:PutObject")
+    assert "predictions/" not in folders(name, "s3:PutObject")
+
+
+def test_a_snapshot_reads_labels_whether_they_are_batched_or_not() -> None:
+    assert {"feedback/", "labelled/"} <= folders("StepsFunction", "s3:GetObject")
+
+
+def test_records_are_kept_for_as_long_as_they_are_asked_for() -> None:
+    from retrue.intake import PLACES
+
+    rules = RESOURCES["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert all(rule["Status"] == "Enabled" for rule in rules)
+    expiring = {rule["Prefix"]: rule for rule in rules if "ExpirationInDays" in rule}
+    assert set(expiring) == {folder for places in PLACES.values() for folder in places}
+    assert min(rule["ExpirationInDays"] for rule in expiring.values()) > settings.Steps.feedback_days
+    # A queue that was emptied must leave nothing behind: neither what was deleted, nor the marks that it was.
+    emptied = {queue for queue, _ in PLACES.values()}
+    assert {prefix for prefix, rule in expiring.items() if "NoncurrentVersionExpiration" in rule} == emptied
+    assert {rule["Prefix"] for rule in rules if rule.get("ExpiredObjectDeleteMarker")} == emptied
+
+
+@pytest.mark.parametrize("name", ["PredictFunction", "BatchFunction"])
+def test_a_share_is_kept_as_the_program_does_unless_told_otherwise(name: str) -> None:
+    assert FUNCTIONS[name]["Environment"]["Variables"]["CAPTURE_RATE"] == {"Ref": "CaptureRate"}
+    assert TEMPLATE["Parameters"]["CaptureRate"]["Default"] == SHAPES[name].capture_rate == 1
 
 
 def test_the_bucket_is_private_encrypted_and_versioned() -> None:
