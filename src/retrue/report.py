@@ -61,11 +61,11 @@ def drifted(found: Drift, stretch: Mapping[str, float], evidence: float | None, 
     }
 
 
-def labelled(labels: Sequence[Label], names: Sequence[str], evidence: float, limit: float, least: int) -> Report:
+def labelled(labels: Sequence[Label], names: Sequence[str], evidence: float, limit: float) -> Report:
     """The parts of a report on labels: accuracy, F1, confusion, calibration and slices, from at least one label."""
     truth, predicted = [label.label for label in labels], [label.predicted for label in labels]
     quality = metrics.quality(truth, predicted, names)
-    low, high = metrics.f1_intervals(np.array(quality.confusion), np.random.default_rng(0))
+    macro, each = metrics.f1_intervals(quality.confusion, seed=0)
     scores = np.array([[label.scores[name] for name in names] for label in labels])
     right = np.array([a == b for a, b in zip(truth, predicted, strict=True)])
     parts = {
@@ -82,15 +82,13 @@ def labelled(labels: Sequence[Label], names: Sequence[str], evidence: float, lim
             "n": quality.n,
             "evidence": evidence,
             "limit": limit,
-            "fired": evidence >= limit and quality.n >= least,
+            "fired": evidence >= limit,
         },
         "f1": {
-            "macro": quality.f1_macro,
-            "low": low[-1],
-            "high": high[-1],
-            "per_class": {
-                name: {"value": quality.f1[name], "low": low[k], "high": high[k]} for k, name in enumerate(names)
-            },
+            "macro": macro.value,
+            "low": macro.low,
+            "high": macro.high,
+            "per_class": {name: dataclasses.asdict(one) for name, one in zip(names, each, strict=True)},
             "n": quality.n,
         },
         "confusion": {"labels": list(names), "counts": quality.confusion},
@@ -131,8 +129,8 @@ def lines(report: Report) -> list[tuple[str, str]]:
             texts += f"; evidence {found['evidence']:.3g} of {found['limit']:,.0f}"
     if accuracy:
         labels = (
-            f"accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['n']} labels, "
-            f"{report['tolerated_accuracy']:.3f} is tolerated; evidence {accuracy['evidence']:.3g} of "
+            f"accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['n']} "
+            f"labels, {report['tolerated_accuracy']:.3f} is tolerated; evidence {accuracy['evidence']:.3g} of "
             f"{accuracy['limit']:,.0f}"
         )
     told = [("model", report["model"]), ("drift", texts), ("accuracy", labels)]
@@ -156,6 +154,8 @@ def point(report: Report) -> dict[str, Any]:
         "low": accuracy.get("low"),
         "high": accuracy.get("high"),
         "labels": accuracy.get("n"),
+        "accuracy_evidence": accuracy.get("evidence"),
+        "accuracy_limit": accuracy.get("limit"),
     }
 
 

@@ -85,8 +85,9 @@ class Batch:
 class Monitor:
     """Settings of the monitor function.
 
-    `window_rows` texts are judged at most and `minimum_rows` at least; `run_length` checks pass on average between two
-    false alarms. `mode` is "automatic", or "suggest" where a person has the last word.
+    `window_rows` texts are judged at most and `minimum_rows` at least. A false alarm comes once in `run_length` checks
+    for drift and once in `label_run_length` labels for accuracy, or later. `mode` is "automatic", or "suggest" where a
+    person has the last word.
     """
 
     bucket: str
@@ -95,7 +96,8 @@ class Monitor:
     event_bus: str = "default"
     window_rows: int = 500
     minimum_rows: int = 50
-    run_length: float = 8760.0
+    run_length: float = 8_760.0
+    label_run_length: float = 10_000.0
     label_days: int = 30
     minimum_labels: int = 100
     tolerated_drop: float = 0.03

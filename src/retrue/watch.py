@@ -69,9 +69,7 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, tell: Tell |
         told = _read(lake, TOLD) or {}
         points = _check(lake, model_uri.rstrip("/").rpartition("/")[2], settings, now_ms, told, found)
         action = found["decision"]
-        # Labels are asked for as seldom as a retraining; that one's own cool-down is a rule of health.
-        early = action == "label" and _within(told.get(action), settings.cooldown_hours, now_ms)
-        if tell is not None and action in TELLS and not early:
+        if tell is not None and action in TELLS:
             evidence = {
                 name: found[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")
             }
@@ -132,9 +130,8 @@ def _model(lake: Lake, model: str) -> tuple[Card, Reference]:
     folder = f"{MODELS}{model}/"
     card = Card.from_json(lake.get(folder + artifact.CARD))
     files = lake.get_json(folder + artifact.MANIFEST)["files"]
-    reference = Reference.from_bytes(lake.get(folder + artifact.REFERENCE))
-    reference.require(artifact.bound(files[artifact.MODEL], files[artifact.TOKENIZER], card.max_tokens, card.cut))
-    return card, reference
+    maker = artifact.bound(files[artifact.MODEL], files[artifact.TOKENIZER], card.max_tokens, card.cut)
+    return card, Reference.from_bytes(lake.get(folder + artifact.REFERENCE), maker)
 
 
 def _sample(
@@ -194,7 +191,7 @@ def _judge_labels(
     least = settings.minimum_labels
     if len(window) >= least:
         level = detector.level(totals)
-        found |= report.labelled(window, card.labels, level, settings.run_length, least)
+        found |= report.labelled(window, card.labels, level, settings.label_run_length)
     else:
         found["accuracy_reason"] = f"{len(window)} labels are too few to judge: {least} are needed"
     return replace(state, accuracy=totals, labels=state.labels + len(new))
@@ -221,6 +218,7 @@ def _decide(found: Report, state: State, told: dict[str, str], settings: Monitor
         model_hours=found["ages"]["model_hours"],
         hours_since_request=_hours(asked, now_ms),
         new_labels=state.labels,
+        hours_since_labels_asked=_hours(told.get("label"), now_ms),
     )
     policy = Policy(
         mode=settings.mode,
@@ -248,11 +246,6 @@ def _newer(known: dict[str, str | None], text: str | None, label: str | None) ->
 
 def _span(window: Sequence[Prediction]) -> dict[str, Any]:
     return {"from": window[0].time if window else None, "to": window[-1].time if window else None, "n": len(window)}
-
-
-def _within(time: str | None, hours: float, now_ms: int) -> bool:
-    passed = _hours(time, now_ms)
-    return passed is not None and passed < hours
 
 
 def _read(lake: Lake, key: str) -> Any:
