@@ -22,8 +22,10 @@ from retrue import dataset as datasets
 from retrue.artifact import Card
 from retrue.classifier import Classifier, Scored
 from retrue.dataset import Example
+from retrue.records import iso
 from retrue.training import batches, page, pictures, tokens
 from retrue.training import graph as graphs
+from retrue.training.encoder import FACTS as ENCODER
 from retrue.training.finetune import Progress, Result, silent
 from retrue.training.learner import quiet
 from retrue.training.tokens import Tokens
@@ -33,6 +35,7 @@ TOLERATED_LOSS = 0.005  # of accuracy on them
 EVALUATED = 2_500  # rows of a split that are scored at most
 SPANNED = 1_000  # training rows at most, whose main directions the drift residual leaves out
 BUDGET = 4_096  # padded tokens of a pass over them
+READ = 256  # tokens of a text that an untrained encoder reads
 COMPARED = 2_000  # rows that are scored by both graphs at most
 UNTOLD = ("encoder", "notice", "settings", "labels", "seconds", "paused")  # of a Result: the card has them elsewhere
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
@@ -135,6 +138,46 @@ def export(
     artifact.seal(out)
     progress(1.0, f"{card.precision} model, {measured['test']['accuracy']:.1%} of {len(test)} test rows right")
     return out
+
+
+def reader(encoder: Path, out: Path) -> None:
+    """Write a folder that reads texts as a model's does, from an encoder that nobody trained.
+
+    It classifies nothing, so it is not sealed. What the drift residual leaves out are the main directions of synthetic
+    texts, which are part of no comparison.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, attn_implementation="eager")
+    graph = graphs.Graph(model.eval()).eval()
+    texts = [row.text for name in corpus.DOMAINS for row in corpus.generate(seed=0, rows=SPANNED // 2, domain=name)]
+    facts = json.loads((encoder / ENCODER).read_text())
+    most = min(READ, model.config.max_position_embeddings)
+    card = Card(
+        labels=list(model.config.id2label.values()),
+        created=iso(0),
+        encoder=facts["name"],
+        precision="int8",
+        max_tokens=most,
+        temperature=1.0,
+        dataset="",
+        metrics={},
+        settings={},
+        run={},
+        layer=graph.layer,
+        notice=facts["notice"],
+    )
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        made = Path(scratch, "reader")
+        made.mkdir()
+        shutil.copyfile(encoder / "tokenizer.json", made / artifact.TOKENIZER)
+        tokenizer = Tokenizer.from_file(str(made / artifact.TOKENIZER))
+        graph.fit(_means(graph, tokens.write(Path(scratch, "tokens"), tokenizer, texts, most, card.cut)))
+        graphs.write(graph, Path(scratch, "fp32.onnx"))
+        graphs.prove(graph, Path(scratch, "fp32.onnx"))
+        graphs.quantise(Path(scratch, "fp32.onnx"), made / artifact.MODEL)
+        (made / artifact.CARD).write_text(card.to_json())
+        made.rename(out)
 
 
 def compare(truth: Sequence[str], full: Sequence[Scored], small: Sequence[Scored]) -> dict[str, Any]:
