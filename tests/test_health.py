@@ -38,7 +38,7 @@ def judge(signs: dict[str, Any], **policy: Any) -> Decision:
         # accuracy
         pytest.param(LOW, {}, "retrain", "accuracy", [ACCURACY], id="low accuracy"),
         pytest.param(LOW, SUGGEST, "suggest", "accuracy", [ACCURACY, SUGGESTED], id="low accuracy, a person decides"),
-        pytest.param(LOW | DRIFTED, {}, "retrain", "accuracy", [ACCURACY, DRIFT], id="low accuracy and drift"),
+        pytest.param(LOW | DRIFTED, {}, "retrain", "drift", [ACCURACY, DRIFT], id="drift explains low accuracy"),
         pytest.param(LOW | OLD, {}, "retrain", "accuracy", [ACCURACY], id="low accuracy of an old model"),
         # drift
         pytest.param(DRIFTED, {}, "label", "drift", [DRIFT, LABELS], id="drift without labels"),

@@ -6,14 +6,13 @@ case. Requests keep a distance, so that one cause is not answered twice.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from retrue.errors import WrongSetting
 from retrue.records import Trigger
 
-Mode = Literal["automatic", "suggest"]  # whether the monitor starts a retraining, or only says that one is due
 Action = Literal["none", "retrain", "suggest", "label", "wait"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+MODES = ("automatic", "suggest")  # whether the monitor starts a retraining, or only says that one is due
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Policy:
     `drift_retrains_at_once`.
     """
 
-    mode: Mode = "automatic"
+    mode: str = "automatic"  # one of MODES
     cooldown_hours: float = 120.0
     backstop_days: float = 30.0
     labels_wanted: int = 200
@@ -81,6 +80,7 @@ class Decision:
 def decide(signs: Signs, policy: Policy) -> Decision:
     """What is due, by the first of these that applies: accuracy, drift with labels, the backstop, drift without labels.
 
+    Where both fired, drift is named as the trigger: it is why accuracy fell, and the gate looks at recent rows then.
     A request for labels does not hold back the retraining that they make possible. While a retraining that was
     requested cools down, nobody is asked for labels either: it may answer the drift.
     """
@@ -88,9 +88,9 @@ def decide(signs: Signs, policy: Policy) -> Decision:
     missing = 0 if policy.drift_retrains_at_once else max(policy.labels_wanted - signs.new_labels, 0)
     action: Action = "retrain" if policy.mode == "automatic" else "suggest"
     trigger: Trigger
-    if signs.accuracy is not None:
+    if signs.accuracy is not None and signs.drift is None:
         trigger = "accuracy"
-    elif signs.drift is not None and not missing:
+    elif signs.accuracy is not None or (signs.drift is not None and not missing):
         trigger = "drift"
     elif overdue := _overdue(signs, policy):
         trigger = "schedule"
