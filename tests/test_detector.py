@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import permutations
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -124,15 +124,16 @@ def test_a_label_is_worth_at_most_one_while_accuracy_is_at_least_the_lowest(lowe
     assert (lowest * fresh[0] + (1 - lowest) * fresh[1]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("right", "wrong"), [(1, 0), (0, 1), (3, 2), (1, 4), (6, 1)])
+@pytest.mark.parametrize(("right", "wrong"), [(1, 0), (0, 1), (3, 2), (1, 4), (8, 2)])
 @pytest.mark.parametrize("lowest", [0.5, 0.9, 0.99])
 def test_a_batch_is_the_mean_over_all_orders_of_its_labels(right: int, wrong: int, lowest: float) -> None:
     start = [3.0, 0.5]
     ends = []
-    for order in permutations([0] * right + [1] * wrong):
+    by_label = ratios(lowest).T
+    for errors in combinations(range(right + wrong), wrong):
         totals = np.array(start)
-        for label in order:
-            totals = (totals + 1) * ratios(lowest)[:, label]
+        for place in range(right + wrong):
+            totals = (totals + 1) * by_label[int(place in errors)]
         ends.append(totals)
     assert detector.count(start, right, wrong, lowest) == pytest.approx(np.mean(ends, axis=0).tolist())
 
@@ -237,7 +238,7 @@ def test_what_is_halfway_between_two_totals_stays_there(batches: list[tuple[int,
         pytest.param(10, 1, 250, 0.03, 330, id="10 labels a day, judged daily"),  # 0.4 %, 301 labels
         pytest.param(10, 24, 250, 0.03, 300, id="10 labels a day, judged hourly"),  # 0.7 %, 271
         pytest.param(50, 1, 250, 0.03, 360, id="50 labels a day, judged daily"),  # 1.0 %, 331
-        pytest.param(50, 24, 700, 0.05, 300, id="50 labels a day, judged hourly"),  # FILL %, 274
+        pytest.param(50, 24, 600, 0.05, 300, id="50 labels a day, judged hourly"),  # 3.2 %, 274
     ],
 )
 def test_a_year_of_labels_at_the_promised_accuracy_rarely_alarms_and_a_fall_is_found_soon(
@@ -246,7 +247,7 @@ def test_a_year_of_labels_at_the_promised_accuracy_rarely_alarms_and_a_fall_is_f
     streams = Stream(seed=5, streams=count, lowest=0.9, most=100 if daily / checks == 50 else 34)
     year = streams.run(0.92, daily / checks, 365 * checks, detector.LABELS)
     assert np.isfinite(year).mean() <= false_alarms
-    streams.totals = streams.totals[np.isinf(year)][:200]
+    streams.totals = streams.totals[np.isinf(year)]
     fall = streams.run(0.85, daily / checks, 1_200 // daily * checks, detector.LABELS)
     assert 200 < np.median(fall) <= delay
 

@@ -303,3 +303,72 @@ def test_the_same_answers_never_differ_on_any_resample() -> None:
     truth, (said,) = answers(1, 100, 0.8)
     ours, theirs = metrics.f1_samples([said, said], truth, 3, 50, np.random.default_rng(0))
     assert (ours == theirs).all()
+
+
+# the intervals of F1, and accuracy without labels
+def test_f1_intervals_are_those_of_rows_drawn_one_by_one() -> None:
+    truth, (said,) = answers(3, 300, 0.75)
+    told = metrics.quality(*([LABELS[i] for i in column] for column in (truth, said)), LABELS)
+    macro, by_label = metrics.f1_intervals(told.confusion, seed=1, draws=4000)
+    assert macro.value == pytest.approx(told.f1_macro)
+    assert [one.value for one in by_label] == pytest.approx([told.f1[label] for label in LABELS])
+    rows = np.random.default_rng(2).integers(300, size=(2000, 300))
+    drawn = np.array([metrics._f1(metrics._confusion(truth[row], said[row], 3)) for row in rows])
+    plain = np.quantile(np.column_stack([drawn.mean(axis=1), drawn]), [0.025, 0.975], axis=0)
+    found = np.array([[one.low, one.high] for one in (macro, *by_label)]).T
+    np.testing.assert_allclose(found, plain, atol=0.015)
+    assert by_label[2].high - by_label[2].low > 2 * (by_label[0].high - by_label[0].low)  # a tenth of the rows
+
+
+def test_f1_intervals_hold_the_true_f1_about_as_often_as_they_say() -> None:
+    truth, (said,) = answers(4, 100_000, 0.8)
+    real = [metrics.macro_f1(truth, said, 3), *metrics._f1(metrics._confusion(truth, said, 3))]
+    rng, held = np.random.default_rng(5), []
+    for _ in range(300):
+        rows = rng.integers(len(truth), size=300)
+        macro, by_label = metrics.f1_intervals(metrics._confusion(truth[rows], said[rows], 3).tolist(), 0, draws=400)
+        held.append([one.low <= f1 <= one.high for one, f1 in zip((macro, *by_label), real, strict=True)])
+    assert (np.mean(held, axis=0) > 0.9).all()
+
+
+def test_f1_intervals_are_the_same_with_the_same_seed_and_hold_what_was_seen() -> None:
+    counts = [[40, 3, 0], [5, 20, 0], [0, 0, 0]]
+    macro, by_label = metrics.f1_intervals(counts, seed=7)
+    assert metrics.f1_intervals(counts, seed=7) == (macro, by_label)
+    assert metrics.f1_intervals(counts, seed=8) != (macro, by_label)
+    assert all(one.low <= one.value <= one.high for one in (macro, *by_label))
+    assert by_label[2] == metrics.Estimate(0.0, 0.0, 0.0)
+    narrow, _ = metrics.f1_intervals(counts, seed=7, confidence=0.5)
+    assert macro.low < narrow.low < narrow.high < macro.high
+
+
+def test_every_row_right_is_an_f1_without_doubt() -> None:
+    macro, by_label = metrics.f1_intervals([[9, 0], [0, 4]], seed=0)
+    assert [macro, *by_label] == [metrics.Estimate(1.0, 1.0, 1.0)] * 3
+
+
+@pytest.mark.parametrize("counts", [[], [[0, 0], [0, 0]], [[1, 2]], [1, 2]])
+def test_counts_that_are_no_confusion_have_no_interval(counts: Any) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        metrics.f1_intervals(counts, seed=0)
+
+
+def test_a_calibrated_model_knows_its_accuracy_on_an_easier_or_a_harder_mix_of_its_texts() -> None:
+    logits, truth = sample(8, 1.0, n=40_000)
+    scores = metrics.softmax(logits)
+    sure = scores.max(axis=1) > 0.8
+    for rows in (sure, ~sure):
+        right = float((scores[rows].argmax(axis=1) == truth[rows]).mean())
+        assert metrics.estimated_accuracy(scores[rows]) == pytest.approx(right, abs=0.01)
+
+
+def test_an_overconfident_model_thinks_too_well_of_itself() -> None:
+    logits, truth = sample(9, 3.0)
+    scores = metrics.softmax(logits)
+    assert metrics.estimated_accuracy(scores) > (scores.argmax(axis=1) == truth).mean() + 0.1
+
+
+@pytest.mark.parametrize("table", [np.zeros((0, 2)), np.zeros(3)])
+def test_no_rows_have_no_estimated_accuracy(table: Any) -> None:
+    with pytest.raises(ValueError, match="n > 0"):
+        metrics.estimated_accuracy(table)
