@@ -58,7 +58,8 @@ def test_a_trained_model_also_tells_how_its_answers_moved(tiny_model: Path, tmp_
     usual = comparison.Texts([row.text for row in rows[:300]], None, 0, 0)
     good = comparison.Texts([row.text for row in rows[300:] if row.label == "positive"], None, 0, 0)
     found = comparison.compare(usual, good, classifier, NOW)["drift"]
-    assert (found["worst"], found["fired"]) == ("margin", True)
+    assert found["fired"]
+    assert found["distances"]["margin"] > 2 * found["distances"]["length"]
     assert found["quantiles"]["margin"]["after"][2] > found["quantiles"]["margin"]["before"][2]
 
 
@@ -77,12 +78,12 @@ def test_groups_of_the_reference_are_kept_with_its_texts(tmp_path: Path) -> None
     found = comparison.read(path, "Film", most=20)
     place = {text: number for number, text in enumerate(reviews(1, 40))}
     assert found.groups == [f"film {place[text] // 4}" for text in found.texts]
-    with pytest.raises(BadInput, match="old.csv has no column `shop`: name one that it has"):
+    with pytest.raises(BadInput, match=r"old\.csv has no column `shop`: name one that it has"):
         comparison.read(path, "shop")
 
 
 def test_too_few_texts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="few.csv has 19 texts that can be read: give at least 20"):
+    with pytest.raises(BadInput, match=r"few\.csv has 19 texts that can be read: give at least 20"):
         comparison.read(write(tmp_path / "few.csv", reviews(1, 19)))
 
 
@@ -107,7 +108,7 @@ def test_the_command_compares_two_files_with_a_model_folder_and_without_any_stac
     assert "old.csv: 50 more rows are not read" in said.err
     assert "new.csv: 1 rows cannot be read" in said.err
     html = page.read_text("utf-8")
-    assert html.startswith("<!doctype html>")
+    assert html.startswith("<!DOCTYPE html>")
     assert "The texts have drifted" in html
 
 

@@ -122,7 +122,7 @@ def test_fourteen_days_are_silent_until_texts_drift_and_a_person_has_the_last_wo
     stack.session.client("stepfunctions").stop_execution(executionArn=begun)
     assert live(DAYS - 1)["decision"] == "wait"
     wait_for(lambda: alarm(stack, "DriftAlarm"), "ALARM")
-    assert stack.lake.get("reports/latest.html").startswith(b"<!doctype html>")
+    assert stack.lake.get("reports/latest.html").startswith(b"<!DOCTYPE html>")
 
 
 def capture(stack: Stack, classifier: Classifier, rows: list[Example], now: int) -> None:

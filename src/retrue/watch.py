@@ -6,6 +6,7 @@ anew with every model.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from retrue import artifact, detector, drift, health, metrics, page, report
 from retrue.artifact import Card
 from retrue.drift import Drift, Reference
-from retrue.errors import Busy, NotFound
+from retrue.errors import Busy
 from retrue.health import Ages, Decision, Policy, Signs
 from retrue.intake import Intake
 from retrue.lake import LATEST_PAGE, LATEST_REPORT, MODELS, REPORTS, Lake, stamp
@@ -30,6 +31,7 @@ HOUR = 3_600_000
 POINTS = 1_000  # checks that the report's pictures show
 ACCEPTED = 100  # windows after a promotion that show how clustered usual traffic is; later ones may be drifting
 FULL = 5_000  # records that make a batch, whoever answered them
+LOWEST = 0.01  # accuracy that can be tolerated, and as much under 1
 TELLS = {"retrain": REQUESTED, "suggest": SUGGESTED, "label": LABELS_WANTED}
 
 Tell = Callable[[str, dict[str, Any]], object]
@@ -66,16 +68,18 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, tell: Tell |
     if model_uri == artifact.NONE:
         found["reasons"] = ["no model is serving yet: run `retrue retrain`"]
     else:
-        told = _read(lake, TOLD) or {}
-        points = _check(lake, model_uri.rstrip("/").rpartition("/")[2], settings, now_ms, told, found)
-        action = found["decision"]
+        told, _ = lake.get_versioned(TOLD)
+        told = told or {}
+        state = _check(lake, model_uri.rstrip("/").rpartition("/")[2], settings, now_ms, told, found)
+        points, action = state.points, found["decision"]
         if tell is not None and action in TELLS:
             evidence = {
                 name: found[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")
             }
             detail = {"reason": "; ".join(found["reasons"]), "trigger": found["trigger"], "evidence": evidence}
             tell(TELLS[action], {**detail, "report": lake.uri(f"{key}.json"), "page": found["page"]})
-            lake.put_json(TOLD, {**told, action: found["time"]})
+            read = {"read": {"model": state.model, "labels": state.labels}} if action == "retrain" else {}
+            lake.put_json(TOLD, {**told, action: found["time"], **read})
             found["requested"] = True
     html = page.render(found, points).encode()
     for name in (f"{key}.html", LATEST_PAGE):
@@ -86,22 +90,21 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, tell: Tell |
     return found
 
 
-def _check(
-    lake: Lake, model: str, settings: Monitor, now_ms: int, told: dict[str, str], found: Report
-) -> list[dict[str, Any]]:
-    """Write one check of a model into its blank report; the points of this check and of those before it."""
+def _check(lake: Lake, model: str, settings: Monitor, now_ms: int, told: dict[str, Any], found: Report) -> State:
+    """Write one check of a model into its blank report; what is known after it."""
     card, reference = _model(lake, model)
     kept, etag = lake.get_versioned(STATE)
     state = State.of(kept) if kept is not None else State(model)
     if state.model != model:
         state = State(model, time=state.time, newest=state.newest, points=state.points)
     expected = float(card.metrics["test"]["accuracy"])
-    found |= {"model": model, "expected_accuracy": expected, "tolerated_accuracy": expected - settings.tolerated_drop}
+    tolerated = min(max(expected - settings.tolerated_drop, LOWEST), 1 - LOWEST)
+    found |= {"model": model, "expected_accuracy": expected, "tolerated_accuracy": tolerated}
 
     with Intake(lake, Prediction) as texts, Intake(lake, Label) as labels:
         window, total, text_time = _sample(texts, model, settings.window_rows, now_ms)
-        arrived = {label.id: label for label in labels}
-        label_time = max((label.time for label in arrived.values()), default=None)
+        arrived = list(labels)
+        label_time = max((label.time for label in arrived), default=None)
         state = replace(state, newest=_newer(state.newest, text_time, label_time))
         found |= {"n": len(window), "window": _span(window), "newest": state.newest}
         least = max(settings.minimum_rows, drift.SIZES[0])
@@ -110,7 +113,7 @@ def _check(
         else:
             found["drift_reason"] = f"{len(window)} new rows are too few to judge: {least} are needed"
         found["drift"] = state.seen
-        new = [label for label in arrived.values() if label.model == model]
+        new = [label for label in arrived if label.model == model]
         state = _judge_labels(found, state, card, new, lake, settings, now_ms)
         found["ages"] = vars(_ages(card, state, now_ms))
         decision = _decide(found, state, told, settings, now_ms)
@@ -122,7 +125,7 @@ def _check(
     state = replace(state, time=found["time"], points=[*state.points, report.point(found)][-POINTS:])
     if not lake.put_json_if(STATE, json.loads(state.to_json()), etag):
         raise Busy("another check of this model ran at the same time: look at its report, or check again")
-    return state.points
+    return state
 
 
 def _model(lake: Lake, model: str) -> tuple[Card, Reference]:
@@ -184,40 +187,48 @@ def _judge_texts(
 def _judge_labels(
     found: Report, state: State, card: Card, new: Sequence[Label], lake: Lake, settings: Monitor, now_ms: int
 ) -> State:
-    """Write what the labels show into the report, and what the new ones add into the state."""
-    right = sum(one.label == one.predicted for one in new)
-    totals = detector.count(state.accuracy, right, len(new) - right, found["tolerated_accuracy"])
-    window = _labels(lake, found["model"], settings.label_days, now_ms)
+    """Write what the labels show into the report, and what the new ones add into the state.
+
+    A prediction is evidence once: a label that corrects an earlier one counts in the window alone.
+    """
+    window, times = _labels(lake, found["model"], settings.label_days, now_ms)
+    arrived = Counter(one.id for one in new)
+    first = [one for one in {one.id: one for one in new}.values() if times[one.id] <= arrived[one.id]]
+    right = sum(one.label == one.predicted for one in first)
+    totals = detector.count(state.accuracy, right, len(first) - right, found["tolerated_accuracy"])
     least = settings.minimum_labels
     if len(window) >= least:
         level = detector.level(totals)
         found |= report.labelled(window, card.labels, level, settings.label_run_length)
     else:
         found["accuracy_reason"] = f"{len(window)} labels are too few to judge: {least} are needed"
-    return replace(state, accuracy=totals, labels=state.labels + len(new))
+    return replace(state, accuracy=totals, labels=state.labels + len(first))
 
 
-def _labels(lake: Lake, model: str, days: int, now_ms: int) -> list[Label]:
-    """The newest label of each of a model's predictions, of those that came in the last days."""
+def _labels(lake: Lake, model: str, days: int, now_ms: int) -> tuple[list[Label], Counter[str]]:
+    """The newest label of each of a model's predictions that came in the last days, and how often each was labelled."""
     since = now_ms - days * 24 * HOUR
     found: dict[str, Label] = {}
+    times: Counter[str] = Counter()
     for label in lake.newest_labels(now_ms, days * 24):
         if from_iso(label.time) < since:
             break
         if label.model == model:
             found.setdefault(label.id, label)
-    return list(found.values())
+            times[label.id] += 1
+    return list(found.values()), times
 
 
-def _decide(found: Report, state: State, told: dict[str, str], settings: Monitor, now_ms: int) -> Decision:
+def _decide(found: Report, state: State, told: dict[str, Any], settings: Monitor, now_ms: int) -> Decision:
     texts, labels = report.sentences(found)
     asked = max((told[action] for action in ("retrain", "suggest") if action in told), default=None)
+    read = told.get("read")
     signs = Signs(
         drift=texts,
         accuracy=labels,
         model_hours=found["ages"]["model_hours"],
         hours_since_request=_hours(asked, now_ms),
-        new_labels=state.labels,
+        new_labels=state.labels - (read["labels"] if read and read["model"] == state.model else 0),
         hours_since_labels_asked=_hours(told.get("label"), now_ms),
     )
     policy = Policy(
@@ -246,13 +257,6 @@ def _newer(known: dict[str, str | None], text: str | None, label: str | None) ->
 
 def _span(window: Sequence[Prediction]) -> dict[str, Any]:
     return {"from": window[0].time if window else None, "to": window[-1].time if window else None, "n": len(window)}
-
-
-def _read(lake: Lake, key: str) -> Any:
-    try:
-        return lake.get_json(key)
-    except NotFound:
-        return None
 
 
 def _hours(time: str | None, now_ms: int) -> float | None:
