@@ -35,6 +35,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.setenv("MODEL_PARAMETER", PARAMETER)
     monkeypatch.setenv("LABEL_DAYS", "2")
+    monkeypatch.setenv("BACKSTOP_DAYS", "0")
+    monkeypatch.setenv("DRIFT_RETRAINS_AT_ONCE", "true")
     spec = importlib.util.spec_from_file_location("monitor_app", ROOT / "functions" / "monitor" / "app.py")
     assert spec is not None
     assert spec.loader is not None
@@ -111,6 +113,11 @@ def test_the_schedule_before_the_first_model_gets_a_report(app: ModuleType) -> N
     assert Lake(BUCKET).get_json("reports/latest.json") == report
 
 
+def test_a_check_is_as_of_the_time_of_its_event(app: ModuleType) -> None:
+    assert SCHEDULE["time"] == "2026-11-22T10:00:00Z"
+    assert app.handler(SCHEDULE, CONTEXT)["time"] == "2026-11-22T10:00:00.000Z"
+
+
 def test_drift_puts_one_request_on_the_bus_and_a_dry_run_none(
     app: ModuleType, sent: list[dict[str, Any]], tiny_model: Path, log: io.StringIO
 ) -> None:
@@ -124,7 +131,7 @@ def test_drift_puts_one_request_on_the_bus_and_a_dry_run_none(
         ("retrue", "retrain.requested", "default")
     ]
     detail = json.loads(sent[0]["Detail"])
-    assert detail.keys() == {"environment", "reason", "trigger", "evidence", "report"}
+    assert detail.keys() == {"environment", "reason", "trigger", "evidence", "report", "page"}
     assert (detail["environment"], detail["trigger"]) == ("test", "drift")
     assert app.handler(SCHEDULE, CONTEXT)["decision"] == "wait"
     assert len(sent) == 1
