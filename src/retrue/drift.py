@@ -45,7 +45,7 @@ TAIL = 0.05  # share of the null windows that the exponential tail is fitted to
 LEVELS = np.linspace(0.0, 1.0 - TAIL, 96)
 MIDDLES = (np.arange(SKETCH) + 0.5) / SKETCH
 BURN_IN = 60  # accepted windows before their spread is believed
-FAR = 6.0  # null standard deviations, where p is near 1e-4
+FAR = 6.0  # standard deviations above the mean, where p is near 1e-3
 MARGIN = PROJECTIONS + len(GROUPS) - 2  # where the margin's columns begin
 
 Floats = NDArray[np.float32]
