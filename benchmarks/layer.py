@@ -61,7 +61,7 @@ def main() -> None:
 def found_by(
     held: Held, texts: dict[str, Pool], splits: list[Split], asked: argparse.Namespace
 ) -> dict[str, dict[Kind, float]]:
-    """The share of windows of each kind in which the embedding's distance, and the whole test, exceed their thresholds."""
+    """The share of windows of each kind that the embedding's distance finds, and that the whole test finds."""
     columns = np.vstack([held.columns(pool) for pool in texts.values()])
     values: dict[Kind, list[tuple[float, float]]] = {}
     for split in splits:
@@ -85,6 +85,7 @@ def report(found: dict[int, dict[str, dict[Kind, float]]], asked: argparse.Names
     def row(title: str, test: str, kinds: list[Kind]) -> list[str]:
         return [title, *(f"{np.mean([layer[test][kind] for kind in kinds]):.2f}" for layer in found.values())]
 
+    shares = " or ".join(f"{share:.0%}" for share in SHARES)
     every = [Kind(name, N, share) for name in names if name != NEGATIVES for share in SHARES]
     rows = [
         row("all kinds of drifted texts, embedding alone", "embedding", every),
@@ -95,10 +96,10 @@ def report(found: dict[int, dict[str, dict[Kind, float]]], asked: argparse.Names
     ]
     return "\n\n".join(
         [
-            f"Share of the windows of {N} texts in which drift is found, where {ALPHA:.0%} of the windows without drift "
-            f"alarm; first the mean over {len(every)} kinds of {' or '.join(f'{share:.0%}' for share in SHARES)}, then "
-            f"{SHARES[0]:.0%} of each. {asked.splits} references, {asked.splits * asked.nulls} windows without drift and "
-            f"{asked.splits * asked.windows} of each kind.",
+            f"Share of the windows of {N} texts in which drift is found, where {ALPHA:.0%} of the windows without "
+            f"drift alarm; first the mean over {len(every)} kinds of {shares}, "
+            f"then {SHARES[0]:.0%} of each. {asked.splits} references, {asked.splits * asked.nulls:,} windows without "
+            f"drift and {asked.splits * asked.windows} of each kind.",
             page.table(["layer", *map(str, found)], rows),
         ]
     )
