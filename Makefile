@@ -32,7 +32,7 @@ check: .venv/ready .venv-sam/ready
 bench-train: .venv/ready .venv-bench/ready
 	.venv/bin/python benchmarks/train.py
 
-# Trains a small model and reads 25,000 texts once, then keeps both under .retrue.
+# Trains a small model and reads 20,000 texts once, then keeps both under .retrue.
 bench-drift: .venv/ready .venv-bench-evidently/ready .venv-bench-nannyml/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/layer.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/drift.py

@@ -35,8 +35,8 @@ from retrue.training.pictures import BLUE, INK, ORANGE, STYLE
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "docs/drift.svg"
 ALPHA = 0.01
-SHARES = (0.05, 0.1, 0.2, 0.5)
-YEAR = 8_760  # hourly checks, and the run length that the detector is asked to keep
+SHARES, PEERED = (0.05, 0.1, 0.2, 0.5), (0.1, 0.5)
+YEAR = detector.CHECKS  # windows, if hourly; and the run length that the detector is asked to keep
 PATIENCE = 200  # windows of drift after which nobody waits any longer
 GROUPED = 3  # cuts of the home films into those of the reference and others
 RUNS = 2  # of waiting for the alarm, a split
@@ -119,7 +119,7 @@ def peers(rows: NDArray[np.float32], splits: Sequence[Split], nulls: int, window
     """What each says of the first windows of each kind: 1 for an alarm and 0 for none."""
     found: dict[str, Found] = {way.name: {} for way in WAYS}
     for split in splits:
-        drawn = {kind: split.windows(kind, windows if kind.name else nulls) for kind in split.kinds(SIZES, SHARES)}
+        drawn = {kind: split.windows(kind, windows if kind.name else nulls) for kind in split.kinds(SIZES, PEERED)}
         for way in tqdm(WAYS, desc="peers", disable=None):
             said = asked_alone(way, rows, rows[split.reference], drawn)["said"]
             for kind, answers in zip(drawn, said, strict=True):
@@ -256,7 +256,7 @@ def report(
         [
             name,
             cells(false(name), ".1%"),
-            *(cells(power(name, n, share) for n in SIZES) for share in (0.1, 0.5)),
+            *(cells(power(name, n, share) for n in SIZES) for share in PEERED),
             cells((1000 * costs[name]["seconds"][str(n)] for n in SIZES), ".3g"),
             f"{costs[name]['megabytes']:.0f}",
         ]
@@ -345,7 +345,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=10, help="windows of each kind with drift, a cut")
     parser.add_argument("--peer-splits", type=int, default=2)
     parser.add_argument("--peer-nulls", type=int, default=50)
-    parser.add_argument("--peer-windows", type=int, default=3)
+    parser.add_argument("--peer-windows", type=int, default=2)
     parser.add_argument("--years", type=int, default=5, help="cuts that are watched for a year")
     parser.add_argument("--repeats", type=int, default=5, help="checks whose CPU time is taken")
     parser.add_argument("--page", type=Path, default=page.PAGE, help="where the tables go")

@@ -27,7 +27,7 @@ from retrue.training.settings import Settings
 
 LABELS = ("negative", "positive")
 HOME, FILMS, TRAINED = "home", "films", "trained"
-HOME_ROWS, FILM_ROWS, DRIFTED = 10_000, 6_000, 1_000
+HOME_ROWS, FILM_ROWS, DRIFTED = 10_000, 3_000, 600
 TRAIN, HELD = 1_500, 300  # rows to train on; to choose the epoch and the temperature by, and as many to test
 CREATED = "2026-11-25T00:00:00.000Z"  # of the card: the same for every run, so that the model's id is too
 TYPOS = 0.2  # share of the words
