@@ -53,6 +53,15 @@ def test_a_file_for_people_that_was_never_sealed_is_found(copy: Path) -> None:
         artifact.verify(copy)
 
 
+@pytest.mark.parametrize(
+    "other", [("m2", "t", 64, "head"), ("m", "t2", 64, "head"), ("m", "t", 65, "head"), ("m", "t", 64, "ends")]
+)
+def test_what_a_reference_is_bound_to_changes_with_all_that_decides_a_texts_columns(
+    other: tuple[str, str, int, str],
+) -> None:
+    assert artifact.bound(*other) != artifact.bound("m", "t", 64, "head") == artifact.bound("m", "t", 64, "head")
+
+
 def test_an_altered_manifest_is_another_model(copy: Path) -> None:
     model = artifact.identity(copy)
     (copy / artifact.MANIFEST).write_text((copy / artifact.MANIFEST).read_text() + "\n")

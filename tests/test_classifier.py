@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from retrue import artifact
-from retrue.artifact import PROJECTIONS
+from retrue.artifact import CAPTURED
 from retrue.classifier import Classifier
 from retrue.errors import ModelRefused
+from retrue.records import new_id
 
 TEXTS = ["A quiet film, and not bad at all.", "Dull.", "The cast is great but the plot is a mess, and it is too long."]
 
@@ -42,7 +43,7 @@ def test_scores_are_probabilities_of_the_cards_labels(classifier: Classifier) ->
         assert sum(scored.scores.values()) == pytest.approx(1)
         assert scored.score == max(scored.scores.values()) == scored.scores[scored.label]
         assert scored.logits.shape == (len(classifier.card.labels),)
-        assert scored.projection.shape == (PROJECTIONS,)
+        assert scored.projection.shape == (CAPTURED,)
         assert scored.projection.dtype == scored.logits.dtype == np.float32
 
 
@@ -84,6 +85,31 @@ def test_a_long_text_is_read_to_the_limit_and_still_ends_as_a_text_does(classifi
     assert long.logits.tobytes() == full.logits.tobytes()
 
 
+def test_pieces_are_the_share_of_tokens_read_that_continue_a_word(classifier: Classifier) -> None:
+    assert classifier.score("").pieces == 0.0
+    assert classifier.score("the film").pieces == 0.0
+    assert classifier.score("the qqqq film .").pieces == 3 / 7
+    most = classifier.card.max_tokens
+    assert classifier.score(". " * most + "qqqq " * 50).pieces == 0.0
+    assert classifier.score("q" * 70).pieces == (most - 3) / (most - 2)
+
+
+def test_symbols_are_the_share_of_characters_that_are_neither_letter_digit_nor_white_space(
+    classifier: Classifier,
+) -> None:
+    assert classifier.score("").symbols == 0.0
+    assert classifier.score("Ça va, 42\u00a0fois\t好 ß").symbols == 1 / 18
+    assert classifier.score("<b>_!").symbols == 4 / 5
+
+
+def test_a_record_keeps_what_the_monitor_wants(classifier: Classifier) -> None:
+    scored = classifier.score("The qqqq film, again!")
+    kept = scored.record(new_id(5, bytes(10)), "m", "http")
+    assert kept.projection == pytest.approx(scored.projection.tolist(), abs=1e-6)
+    assert (kept.pieces, kept.symbols) == (round(scored.pieces, 6), round(scored.symbols, 6))
+    assert min(kept.pieces, kept.symbols) > 0
+
+
 def test_the_model_is_named_after_its_manifest(classifier: Classifier, tiny_model: Path) -> None:
     assert classifier.model == artifact.identity(tiny_model)
 
@@ -111,8 +137,8 @@ def test_a_card_with_other_labels_than_the_graph_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("input", "output", "width", "reason"),
     [
-        ("input_ids", "scores", PROJECTIONS, "scores"),
-        ("tokens", "projection", PROJECTIONS, "tokens"),
+        ("input_ids", "scores", CAPTURED, "scores"),
+        ("tokens", "projection", CAPTURED, "tokens"),
         ("input_ids", "projection", 3, "3 wide"),
     ],
 )

@@ -72,6 +72,15 @@ def test_a_reader_leaves_out_keys_that_a_newer_writer_added() -> None:
     assert Job.from_json(json.dumps(newer)) == job
 
 
+def test_a_prediction_of_an_older_writer_can_be_read() -> None:
+    kept = Prediction(
+        "i", iso(0), "m", "good", 0.8, {"good": 0.8, "bad": 0.2}, 5, False, [0.5], "http", None, 0.25, 0.1
+    )
+    assert Prediction.from_json(kept.to_json()) == kept
+    older = {k: v for k, v in json.loads(kept.to_json()).items() if k not in ("pieces", "symbols")}
+    assert (Prediction.of(older).pieces, Prediction.of(older).symbols) == (0.0, 0.0)
+
+
 def test_a_record_that_lacks_a_fact_is_refused() -> None:
     with pytest.raises(TypeError):
         Prediction.from_json('{"id": "x"}')

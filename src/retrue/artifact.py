@@ -1,7 +1,7 @@
 """What a model folder holds: the one owner of its file names, its card, and the checks that it is whole.
 
 model.onnx       the graph: input_ids, attention_mask (int64, batch × length) →
-                 logits (float32, batch × classes), projection (float32, batch × PROJECTIONS)
+                 logits (float32, batch × classes), projection (float32, batch × CAPTURED)
 tokenizer.json   no truncation and no padding baked in
 reference.npz    the drift reference, made by this very graph (retrue.drift.Reference)
 golden.json      texts and the scores that a healthy copy answers: [{"text", "scores"}]
@@ -30,7 +30,8 @@ SERVED = (*FILES, MANIFEST)  # what a function fetches before it can answer
 PAGE = "card.md"
 CURVES, CONFUSION, RELIABILITY, SLICES = "curves.svg", "confusion.svg", "reliability.svg", "slices.svg"
 REPORT = (PAGE, CURVES, CONFUSION, RELIABILITY, SLICES)
-PROJECTIONS = 64
+PROJECTIONS = 64  # random ones of the middle layer
+CAPTURED = PROJECTIONS + 1  # and the norm of what the layer has outside the training texts' main directions
 NONE = "none"  # what the pointer to the serving model says before there is one
 
 
@@ -59,7 +60,7 @@ def seal(folder: Path) -> str:
     lacking = [name for name in FILES if not (folder / name).is_file()]
     if lacking:
         raise ModelRefused(f"the model folder lacks {', '.join(lacking)}: train again")
-    files = {name: _sha256(folder / name) for name in (*FILES, *REPORT) if (folder / name).is_file()}
+    files = {name: sha256(folder / name) for name in (*FILES, *REPORT) if (folder / name).is_file()}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True))
     return identity(folder)
 
@@ -69,7 +70,7 @@ def identity(folder: Path) -> str:
     path = folder / MANIFEST
     if not path.is_file():
         raise ModelRefused(f"{folder.name} holds no {MANIFEST}, so it is not a model folder")
-    return _sha256(path)[:12]
+    return sha256(path)[:12]
 
 
 def verify(folder: Path) -> str:
@@ -80,16 +81,22 @@ def verify(folder: Path) -> str:
     found = identity(folder)
     files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
     present = {name for name in (*files, *FILES, *REPORT) if (folder / name).is_file()}
-    wrong = {name for name in present if _sha256(folder / name) != files.get(name)} | (set(FILES) - present)
+    wrong = {name for name in present if sha256(folder / name) != files.get(name)} | (set(FILES) - present)
     if wrong:
         raise ModelRefused(f"model {found} is not whole ({', '.join(sorted(wrong))}): promote another one")
     return found
+
+
+def bound(model: str, tokenizer: str, max_tokens: int, cut: str) -> str:
+    """All that decides what a text's columns are: the sha256 of graph and tokenizer, and how much of a text is read."""
+    return f"model {model}, tokenizer {tokenizer}, {max_tokens} tokens, cut {cut}"
 
 
 def read_card(folder: Path) -> Card:
     return Card.from_json((folder / CARD).read_text())
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The hexadecimal hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

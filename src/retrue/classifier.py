@@ -4,9 +4,11 @@ A text is fed alone and never padded, so its answer does not depend on what else
 onnxruntime and tokenizers.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -14,13 +16,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retrue import artifact
-from retrue.artifact import PROJECTIONS, Card
+from retrue.artifact import CAPTURED, Card
 from retrue.errors import ModelRefused
 from retrue.records import Prediction, id_ms, iso
 
 INPUTS, OUTPUTS = ["input_ids", "attention_mask"], ["logits", "projection"]
 DECIMALS = 6  # of a captured projection: finer digits are noise of float32
+SYMBOLS = re.compile(r"[^\w\s]|_")  # neither letter, digit nor white space
 SLOWER = ["SkipLayerNormFusion"]  # on a CPU the fused node takes longer than the Add and LayerNormalization it replaces
+
+Token = TypeVar("Token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +37,10 @@ class Scored:
     scores: dict[str, float]
     tokens: int
     truncated: bool
-    projection: NDArray[np.float32]  # (PROJECTIONS,)
+    projection: NDArray[np.float32]  # (CAPTURED,)
     logits: NDArray[np.float32]  # (labels,)
+    pieces: float = 0.0
+    symbols: float = 0.0
 
     def record(self, id: str, model: str, source: str, text: str | None = None) -> Prediction:
         """What the lake keeps of it, at the time in its id; `text` only where the deployment keeps texts."""
@@ -49,6 +56,8 @@ class Scored:
             projection=[round(value, DECIMALS) for value in self.projection.tolist()],
             source=source,
             text=text,
+            pieces=round(self.pieces, DECIMALS),
+            symbols=round(self.symbols, DECIMALS),
         )
 
 
@@ -74,8 +83,9 @@ class Classifier:
 
     def score(self, text: str) -> Scored:
         """Classify one text; what lies beyond `card.max_tokens` is not read."""
-        whole = self._tokenizer.encode(text).ids
-        ids = cut(whole, self.card.max_tokens, self.card.cut)
+        whole = self._tokenizer.encode(text)
+        ids = cut(whole.ids, self.card.max_tokens, self.card.cut)
+        words = cut(whole.word_ids, self.card.max_tokens, self.card.cut)
         truncated = len(whole) > len(ids)
         fed = np.array([ids], np.int64)
         logits, projection = self._session.run(OUTPUTS, {"input_ids": fed, "attention_mask": np.ones_like(fed)})
@@ -89,10 +99,12 @@ class Classifier:
             truncated=truncated,
             projection=projection[0],
             logits=logits[0],
+            pieces=_continued(words),
+            symbols=len(SYMBOLS.findall(text)) / max(1, len(text)),
         )
 
 
-def cut(ids: list[int], most: int, kept: str) -> list[int]:
+def cut(ids: list[Token], most: int, kept: str) -> list[Token]:
     """What a model reads of a long text: at most `most` tokens, with the marks at both ends.
 
     `kept` is "head", or "ends" for a quarter from the head and the rest from the tail (after Sun et al. 2019, 5.3.1,
@@ -125,8 +137,14 @@ def _check(session: Any, labels: int) -> None:
         raise ModelRefused(f"the graph takes {found}, not {', '.join(INPUTS)} → {', '.join(OUTPUTS)}: export it again")
     if outputs["logits"] != labels:
         raise ModelRefused(f"the graph has {outputs['logits']} classes but the card names {labels} labels")
-    if outputs["projection"] != PROJECTIONS:
-        raise ModelRefused(f"the graph's projection is {outputs['projection']} wide, not {PROJECTIONS}")
+    if outputs["projection"] != CAPTURED:
+        raise ModelRefused(f"the graph's projection is {outputs['projection']} wide, not {CAPTURED}: train again")
+
+
+def _continued(words: Sequence[int | None]) -> float:
+    """The share of tokens that continue the word of the token before, of all that belong to one."""
+    own = [word for word in words if word is not None]
+    return (len(own) - len(set(own))) / max(1, len(own))
 
 
 def _softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:

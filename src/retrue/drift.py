@@ -1,39 +1,51 @@
-"""Whether the texts of a window still look like those that the model was proved on.
+"""Whether the texts of a window still look like those that the model was proved on, and what is different about them.
 
-A document is a row of columns: fixed random projections of a hidden layer, the log of its token count, and the margin
-of the classifier's answer. For each column the 1-Wasserstein distance between window and reference is taken in units
-of the reference's standard deviation. Three groups are judged, each by one number:
+A document is a row of columns, and the columns make six groups, each judged by one number:
 
-    embedding   mean distance over the projections (a sliced Wasserstein distance)
-    length      distance of the log token counts
-    margin      distance of the margins
+    embedding   fixed random projections of a hidden layer: their mean distance (a sliced Wasserstein distance)
+    residual    how much of that layer lies outside what the training texts span
+    length      the log of the token count
+    pieces      the share of tokens that continue a word: rare words, misspelt ones, another language
+    symbols     the share of characters that are neither letter, digit nor white space
+    margin      log odds of the second of two labels, or of each of more: their mean distance
 
-The statistic T is the largest of (distance - null mean) / null sd over the groups. What T does when nothing has drifted
-depends on the window's size n, so it is measured and not assumed: at registration windows are drawn from the reference
-itself, without replacement, for a grid of sizes. Such a window is a part of the reference of N rows, which makes its
-distance too small by sqrt((N - n) / (N + n)): the distance to a reference that holds the window scales with
-1/n - 1/N, that to an independent one with 1/n + 1/N. The distances are divided by that root, so what the table holds
-hardly changes with n; it is interpolated in log n, and is used as it stands for windows larger than its last size.
+The distance of a column is the 1-Wasserstein distance between window and reference, in units of the reference's
+standard deviation. The statistic T is the largest of (distance - null mean) / null sd over the groups. What T does when
+nothing has drifted depends on the window's size n, so it is measured and not assumed: at registration windows are drawn
+from the reference itself, without replacement, for a grid of sizes; of whole groups where its rows come in groups. Such
+a window is a part of the reference of N rows, which makes its distance too small by sqrt((N - n) / (N + n)): the
+distance to a reference that holds the window scales with 1/n - 1/N, that to an independent one with 1/n + 1/N. The
+distances are divided by that root, so what the table holds hardly changes with n; it is interpolated in log n, and is
+used as it stands for windows larger than its last size.
+
+Traffic comes in clusters that the reference need not have: a day's texts are about the day's films. Then quiet windows
+lie further away than the table knows. `stretch` measures by how much, from windows that were accepted.
 """
 
 import io
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrue.artifact import PROJECTIONS
 from retrue.errors import ModelRefused
 
-GROUPS = ("embedding", "length", "margin")
+GROUPS = ("embedding", "residual", "length", "pieces", "symbols", "margin")
+SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles of a group that are told
 SKETCH = 256  # quantiles a column; with fewer the distances are biased by several per cent
 WINDOWS = 1500
-SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000)
+SIZES = (10, 20, 50, 100, 200, 500, 1000)  # a larger one takes as long as all of these and says the same
 TAIL = 0.05  # share of the null windows that the exponential tail is fitted to
 LEVELS = np.linspace(0.0, 1.0 - TAIL, 96)
+MIDDLES = (np.arange(SKETCH) + 0.5) / SKETCH
+BURN_IN = 60  # accepted windows before their spread is believed
+MARGIN = PROJECTIONS + len(GROUPS) - 2  # where the margin's columns begin
 
 Floats = NDArray[np.float32]
 
@@ -43,15 +55,16 @@ class Reference:
     """What `check` needs to know of N documents with K columns, without holding any of them.
 
     Null tables have a row per calibrated window size and are in units of sqrt(1/n + 1/N); `body` holds the quantiles of
-    T at LEVELS, `tail` the mean excess of T over the last of them.
+    T at LEVELS, `tail` the mean excess of T over the last of them. `made_by` names what scored the documents.
     """
 
     rows: int
+    made_by: str
     quantiles: Floats  # (K, SKETCH)
     sd: Floats  # (K,)
     sizes: NDArray[np.int64]  # (S,)
-    mean: Floats  # (S, 3)
-    spread: Floats  # (S, 3)
+    mean: Floats  # (S, G), G = len(GROUPS)
+    spread: Floats  # (S, G)
     body: Floats  # (S, len(LEVELS))
     tail: Floats  # (S,)
 
@@ -62,21 +75,33 @@ class Reference:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """A reference from what `to_bytes` gave; ModelRefused where it is cut short or of another version."""
+    def from_bytes(cls, data: bytes, made_by: str | None = None) -> Self:
+        """A reference from what `to_bytes` gave.
+
+        ModelRefused where it is cut short, of another version, or, with `made_by`, of rows that something else scored:
+        between an fp32 graph and its own int8 copy every window looks drifted.
+        """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 values = dict(archive)
-            return cls(**{**values, "rows": int(values["rows"])})
+            found = cls(**{**values, "rows": int(values["rows"]), "made_by": str(values["made_by"])})
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ModelRefused("the drift reference cannot be read by this version: train the model again") from error
+        if made_by is not None and found.made_by != made_by:
+            raise ModelRefused(
+                f"the drift reference was made by {found.made_by or 'nobody knows what'}, and {made_by} serves: "
+                "train the model again"
+            )
+        return found
 
 
 @dataclass(frozen=True)
 class Drift:
     """What a check of `n` rows found; `distance` and `distances` are in standard deviations of the reference.
 
-    `threshold` is the value of `statistic` whose p is the false-alarm rate that was asked for.
+    `threshold` is the value of `statistic` whose p is the false-alarm rate that was asked for. `quantiles` has those at
+    SHOWN "before", in the reference, and "after", in the window, for the groups of one column: tokens for the length, a
+    probability for the margin.
     """
 
     n: int
@@ -84,24 +109,36 @@ class Drift:
     statistic: float
     threshold: float
     p: float
-    fired: bool
     worst: str
     distances: dict[str, float]
+    quantiles: dict[str, dict[str, list[float]]]
 
 
-def columns(projection: NDArray[Any], tokens: NDArray[Any], scores: NDArray[Any]) -> Floats:
-    """The (n, P + 2) table of projections (n, P), token counts (n,) and calibrated scores (n, C) with C > 1."""
-    best = np.partition(np.asarray(scores, dtype=np.float64), -2, axis=1)[:, -2:]
+def columns(
+    projection: NDArray[Any], tokens: NDArray[Any], pieces: NDArray[Any], symbols: NDArray[Any], scores: NDArray[Any]
+) -> Floats:
+    """The table of documents, a row each.
+
+    From the graph's projections (n, CAPTURED) with the residual last, token counts (n,), the two shares (n,), and
+    calibrated scores (n, C) with C > 1. It has one column of log odds where C is 2, and else C of them.
+    """
     # A score may underflow to 0; the floor is below what float32 tells from 0 beside 1.
-    margin = np.diff(np.log(np.maximum(best, 1e-12)), axis=1)
-    length = np.log(np.maximum(tokens, 1))[:, None]
-    return np.hstack([projection, length, margin]).astype(np.float32)
+    share = np.maximum(np.asarray(scores, dtype=np.float64), 1e-12)
+    if share.shape[1] == 2:
+        margin = np.diff(np.log(share), axis=1)
+    else:
+        margin = np.log(share) - np.log(np.maximum(1 - share, 1e-12))
+    scalars = [np.log(np.maximum(tokens, 1)), pieces, symbols]
+    return np.hstack([projection, np.stack(scalars, axis=1), margin]).astype(np.float32)
 
 
-def register(columns: NDArray[Any], seed: int = 0) -> Reference:
+def register(
+    columns: NDArray[Any], *, made_by: str = "", groups: Sequence[str | None] | None = None, seed: int = 0
+) -> Reference:
     """The reference of documents (N, K) that the model was not trained on, with at least 20 of them.
 
-    Windows are calibrated up to half of N.
+    `groups` names the film, file or caller of each row, None for a row of its own: rows of a group are alike, so that
+    windows vary as if there were fewer rows. Windows are calibrated up to half of N.
     """
     table = _table(columns)
     width, rows = table.shape
@@ -113,8 +150,7 @@ def register(columns: NDArray[Any], seed: int = 0) -> Reference:
     quantiles = _quantiles(table)
 
     sizes = np.array([n for n in SIZES if n <= rows // 2])
-    rng = np.random.default_rng(seed)
-    picks = np.stack([rng.choice(rows, sizes[-1], replace=False) for _ in range(WINDOWS)])
+    picks = _windows(np.random.default_rng(seed), groups or [None] * rows, int(sizes[-1]))
     distances = np.empty((len(sizes), WINDOWS, width), dtype=np.float32)
     for k in range(width):
         values = table[k][picks]
@@ -131,14 +167,16 @@ def register(columns: NDArray[Any], seed: int = 0) -> Reference:
     excess = np.maximum(statistic - body[:, -1:], 0).sum(axis=1) / (TAIL * WINDOWS)
     tail = np.maximum(excess, 0.05)
     floats = [x.astype(np.float32) for x in (mean, spread, body, tail)]
-    return Reference(rows, quantiles, sd, sizes, *floats)
+    return Reference(rows, made_by, quantiles, sd, sizes, *floats)
 
 
-def check(reference: Reference, columns: NDArray[Any], alpha: float) -> Drift:
-    """Compare a window (n, K) of at least 10 rows with the reference; it fires where p < alpha.
+def check(
+    reference: Reference, columns: NDArray[Any], alpha: float = 0.01, stretch: Mapping[str, float] | None = None
+) -> Drift:
+    """Compare a window (n, K) of at least 10 rows with the reference.
 
     p is the share of windows without drift whose statistic is as large. Below 5 % an exponential tail gives it, which
-    is cautious: the tail of a Wasserstein distance falls faster.
+    is cautious: the tail of a Wasserstein distance falls faster. `stretch` is what the function of that name found.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"the false-alarm rate is {alpha}: give a share between 0 and 1")
@@ -151,11 +189,12 @@ def check(reference: Reference, columns: NDArray[Any], alpha: float) -> Drift:
         )
     if n < SIZES[0]:
         raise ValueError(f"a window of {n} rows is too small to judge: give at least {SIZES[0]}")
-    gaps = np.abs(_quantiles(table) - reference.quantiles).mean(axis=1) / reference.sd
-    distances = _groups(gaps)
+    sketch = _quantiles(table)
+    distances = _groups(np.abs(sketch - reference.quantiles).mean(axis=1) / reference.sd)
     mean, spread, body = (_at(n, reference.sizes, x) for x in (reference.mean, reference.spread, reference.body))
     tail = float(_at(n, reference.sizes, reference.tail[:, None])[0])
-    z = (distances / math.sqrt(1 / n + 1 / reference.rows) - mean) / spread
+    wider = np.array([(stretch or {}).get(group, 1.0) for group in GROUPS])
+    z = (distances / wider / math.sqrt(1 / n + 1 / reference.rows) - mean) / spread
     statistic, edge = float(z.max()), float(body[-1])
     if statistic > edge:
         p = TAIL * math.exp(-(statistic - edge) / tail)
@@ -163,23 +202,42 @@ def check(reference: Reference, columns: NDArray[Any], alpha: float) -> Drift:
         # Both axes are turned round so that np.interp takes the larger p where quantiles tie.
         p = float(np.interp(-statistic, -body[::-1], 1 - LEVELS[::-1]))
     threshold = edge + tail * math.log(TAIL / alpha) if alpha < TAIL else float(np.interp(1 - alpha, LEVELS, body))
+    before, after = _shown(reference.quantiles), _shown(sketch)
     return Drift(
         n=n,
         distance=float(distances[0]),
         statistic=statistic,
         threshold=threshold,
         p=p,
-        fired=p < alpha,
         worst=GROUPS[int(z.argmax())],
         distances=dict(zip(GROUPS, distances.tolist(), strict=True)),
+        quantiles={group: {"before": before[group], "after": after[group]} for group in before},
     )
+
+
+def _windows(rng: np.random.Generator, groups: Sequence[str | None], most: int) -> NDArray[np.intp]:
+    """Rows of WINDOWS windows (WINDOWS, most); the first n of one are a window of n: whole groups and a part of one."""
+    names = [(0, group) if group is not None else (1, row) for row, group in enumerate(groups)]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    members = np.array([number[name] for name in names])
+    rows = np.argsort(members, kind="stable")
+    sizes = np.bincount(members)
+    starts = np.cumsum(sizes) - sizes
+    picks = np.empty((WINDOWS, most), dtype=np.intp)
+    for window in picks:
+        order = rng.permutation(len(sizes))
+        ends = np.cumsum(sizes[order])
+        order = order[: np.searchsorted(ends, most) + 1]
+        shift = np.repeat(starts[order] - (ends[: len(order)] - sizes[order]), sizes[order])
+        window[:] = rows[(shift + np.arange(len(shift)))[:most]]
+    return picks
 
 
 def _table(columns: NDArray[Any]) -> Floats:
     """Columns as rows of memory, (K, n)."""
     table = np.asarray(columns, dtype=np.float32)
-    if table.ndim != 2 or table.shape[1] < len(GROUPS):
-        raise ValueError(f"a table of shape {table.shape}: give (rows, projections + 2), as `columns` makes it")
+    if table.ndim != 2 or table.shape[1] <= MARGIN:
+        raise ValueError(f"a table of shape {table.shape}: give a row a text, as `columns` makes it")
     if not np.isfinite(table).all():
         raise ValueError("a value is not finite: drop the rows that were not scored")
     return np.ascontiguousarray(table.T)
@@ -190,14 +248,29 @@ def _quantiles(values: Floats) -> Floats:
 
     Their mean absolute difference to another sample's is the Wasserstein distance by the midpoint rule.
     """
-    n = values.shape[-1]
-    places = ((np.arange(SKETCH) + 0.5) / SKETCH * n).astype(np.intp)
-    return np.sort(values, axis=-1)[..., places]
+    return np.sort(values, axis=-1)[..., (MIDDLES * values.shape[-1]).astype(np.intp)]
 
 
 def _groups(distances: Floats) -> Floats:
-    """Distances of K columns (..., K) as those of the three groups (..., 3)."""
-    return np.concatenate([distances[..., :-2].mean(axis=-1, keepdims=True), distances[..., -2:]], axis=-1)
+    """Distances of K columns (..., K) as those of the groups (..., G)."""
+    embedding, margin = (
+        part.mean(axis=-1, keepdims=True) for part in np.split(distances, [PROJECTIONS, MARGIN], -1)[::2]
+    )
+    return np.concatenate([embedding, distances[..., PROJECTIONS:MARGIN], margin], axis=-1)
+
+
+def _shown(sketch: Floats) -> dict[str, list[float]]:
+    """The quantiles at SHOWN of every group of one column."""
+    shown = {
+        group: np.interp(SHOWN, MIDDLES, column)
+        for group, column in zip(GROUPS[1:], sketch[PROJECTIONS:], strict=False)
+    }
+    shown["length"] = np.exp(shown["length"])
+    if len(sketch) > MARGIN + 1:
+        del shown["margin"]
+    else:
+        shown["margin"] = 1 / (1 + np.exp(-shown["margin"]))
+    return {group: values.tolist() for group, values in shown.items()}
 
 
 def _at(n: int, sizes: NDArray[np.int64], table: Floats) -> NDArray[np.float64]:

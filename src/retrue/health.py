@@ -47,7 +47,7 @@ def decide(
     look at, `hours_since_request` where nobody has asked yet.
     """
     reasons = []
-    if drift is not None and drift.fired:
+    if drift is not None and drift.statistic > drift.threshold:
         reasons.append(
             f"the texts have drifted, most of all in {drift.worst}: statistic {drift.statistic:.2f} over the threshold "
             f"{drift.threshold:.2f} on {drift.n} rows (p = {drift.p:.2g})"

@@ -72,7 +72,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Prediction(Record):
-    """One answer that was given: `projection` is the drift vector of the text, `source` is "http" or a job's id."""
+    """One answer that was given: `projection` is the drift vector of the text, `source` is "http" or a job's id.
+
+    `pieces` is the share of the tokens read, but for the marks at both ends, that continue a word, and `symbols` the
+    share of the text's characters that are neither letter, digit nor white space.
+    """
 
     id: str
     time: str
@@ -85,6 +89,8 @@ class Prediction(Record):
     projection: list[float]
     source: str
     text: str | None = None
+    pieces: float = 0.0
+    symbols: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

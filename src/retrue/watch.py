@@ -144,6 +144,8 @@ def _drift(card: Card, reference: Reference, window: list[Prediction], false_ala
     columns = drift.columns(
         np.array([prediction.projection for prediction in window]),
         np.array([prediction.tokens for prediction in window]),
+        np.array([prediction.pieces for prediction in window]),
+        np.array([prediction.symbols for prediction in window]),
         np.array([[prediction.scores[label] for label in card.labels] for prediction in window]),
     )
     return drift.check(reference, columns, false_alarm_rate)
@@ -168,7 +170,7 @@ def _report(
         "model": model,
         "n": n,
         "window": {"from": window[-1].time if n else None, "to": window[0].time if n else None, "n": n},
-        "drift": dataclasses.asdict(drifted) if drifted else None,
+        "drift": dataclasses.asdict(drifted) | {"fired": drifted.statistic > drifted.threshold} if drifted else None,
         "drift_reason": None if drifted else f"{n} rows are too few to judge: {least} are needed",
         "expected_accuracy": expected,
         "accuracy": {

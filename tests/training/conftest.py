@@ -4,10 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
 import transformers
 
-from retrue import corpus, dataset
+from retrue import artifact, corpus, dataset
 from retrue.training import export, finetune
 from retrue.training.finetune import Result
 from retrue.training.graph import Graph
@@ -46,4 +48,8 @@ def graph(three: Made) -> Graph:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         three.checkpoint, attn_implementation="eager"
     )
-    return Graph(model.eval()).eval()
+    graph = Graph(model.eval()).eval()
+    shipped = {item.name: item for item in onnx.load(three.model / artifact.MODEL).graph.initializer}
+    for name in ("centre", "basis"):
+        setattr(graph, name, torch.from_numpy(onnx.numpy_helper.to_array(shipped[name]).copy()))
+    return graph

@@ -106,16 +106,47 @@ def test_golden_answers_are_those_of_the_sealed_folder(tiny_model: Path) -> None
 
 
 def test_held_out_texts_do_not_drift_from_the_reference_that_they_made(tiny_model: Path, tiny_dataset: Path) -> None:
-    reference = drift.Reference.from_bytes((tiny_model / artifact.REFERENCE).read_bytes())
+    card, files = artifact.read_card(tiny_model), json.loads((tiny_model / artifact.MANIFEST).read_text())["files"]
+    made_by = artifact.bound(files[artifact.MODEL], files[artifact.TOKENIZER], card.max_tokens, card.cut)
+    reference = drift.Reference.from_bytes((tiny_model / artifact.REFERENCE).read_bytes(), made_by)
     _, scored = held_out(tiny_model, tiny_dataset, "test")
     table = drift.columns(
         np.array([answer.projection for answer in scored]),
         np.array([answer.tokens for answer in scored]),
+        np.array([answer.pieces for answer in scored]),
+        np.array([answer.symbols for answer in scored]),
         np.array([list(answer.scores.values()) for answer in scored]),
     )
     assert reference.rows == 2 * len(scored)
-    assert not drift.check(reference, table, 1e-4).fired
-    assert drift.check(reference, table + 2 * table.std(axis=0), 1e-4).fired
+    assert drift.check(reference, table).p > 1e-4
+    assert drift.check(reference, table + 2 * table.std(axis=0)).p < 1e-6
+
+
+def test_the_residual_is_small_on_training_texts_and_larger_on_strange_ones(
+    tiny_model: Path, tiny_dataset: Path
+) -> None:
+    classifier = Classifier.open(tiny_model)
+    known = [classifier.score(row.text).projection[-1] for row in dataset.read(tiny_dataset, "train")[:50]]
+    strange = [classifier.score("0a9z " * n).projection[-1] for n in range(10, 15)]
+    assert 0 < np.median(known) < min(strange)
+
+
+def test_rows_of_a_group_stay_together_in_the_reference(three: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(export.graphs, "write", lambda _, path: shutil.copyfile(three.model / artifact.MODEL, path))
+    monkeypatch.setattr(export.graphs, "prove", lambda *_: None)
+    rows = {split: dataset.read(three.dataset, split) for split in dataset.SPLITS}
+    films = {
+        split: [dataclasses.replace(row, group=f"{split} {row.label} {len(row.text) // 40}") for row in own]
+        for split, own in rows.items()
+    }
+    data = dataset.write(tmp_path / "data", films, name="films", source="synthetic", synthetic=True)
+    model = export.export(three.checkpoint, data, three.result, tmp_path / "model", created=CREATED)
+    grouped, alone = (
+        drift.Reference.from_bytes((folder / artifact.REFERENCE).read_bytes()) for folder in (model, three.model)
+    )
+    # The label goes with the group, so that the margin varies more from window to window.
+    assert (grouped.mean[:, -1] > 1.2 * alone.mean[:, -1]).all()
+    np.testing.assert_allclose(grouped.quantiles, alone.quantiles, atol=1e-5)
 
 
 @pytest.mark.parametrize(

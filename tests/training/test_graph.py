@@ -54,20 +54,40 @@ def test_the_projection_is_the_mean_of_the_middle_layer_times_a_matrix_that_neve
         _, projection = graph(ids, mask)
         hidden = graph.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1]
     matrix = np.random.default_rng(64).standard_normal((32, 64)) / math.sqrt(32)
-    assert np.abs(hidden[0, :7].mean(0).numpy() @ matrix - projection[0].numpy()).max() < 1e-5
+    assert np.abs(hidden[0, :7].mean(0).numpy() @ matrix - projection[0, :-1].numpy()).max() < 1e-5
 
 
-def test_int8_weights_are_signed_and_of_seven_bits(exported: Path, tmp_path: Path) -> None:
+def test_the_last_number_is_the_norm_of_what_lies_outside_the_main_directions(three: Any, graph: Graph) -> None:
+    fresh = Graph(graph.model).eval()
+    rng = np.random.default_rng(3)
+    means = rng.normal(size=(200, 32)) * np.geomspace(5, 0.5, 32) @ np.linalg.qr(rng.normal(size=(32, 32)))[0] + 1
+    fresh.fit(torch.from_numpy(means.astype(np.float32)))
+    ids = torch.arange(5, 15)[None]
+    with torch.inference_mode():
+        logits, projection = fresh(ids, torch.ones_like(ids))
+        answered, mean = fresh.answer(ids, torch.ones_like(ids))
+    minor = np.linalg.svd(means - means.mean(0))[2][16:]
+    expected = np.linalg.norm(minor @ (mean[0].numpy() - means.mean(0)))
+    assert projection[0, -1].item() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(logits, answered)
+
+
+def test_int8_weights_are_signed_and_of_seven_bits_but_for_those_of_the_drift_vector(
+    exported: Path, tmp_path: Path
+) -> None:
     graphs.quantise(exported, tmp_path / "int8.onnx")
     model = onnx.load(tmp_path / "int8.onnx")
     weights = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
-    assert len(products) == 2 * 6 + 3  # six in each layer, two in the head, and the projection
+    assert len(products) == 2 * 6 + 2  # six in each layer, and two in the head
     for node in products:
         weight = weights[node.input[1]]
         assert weight.dtype == np.int8
         assert np.abs(weight.astype(int)).max() <= 64
-    assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * exported.stat().st_size
+    before = {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(exported).graph.initializer}
+    for name in ("matrix", "centre", "basis"):
+        np.testing.assert_array_equal(weights[name], before[name])
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.65 * exported.stat().st_size
 
 
 def test_the_graph_is_of_the_opset_that_was_measured_and_has_no_fused_attention(exported: Path) -> None:
@@ -83,6 +103,12 @@ def test_a_graph_that_computes_what_torch_computes_passes(graph: Graph, exported
 def test_a_graph_that_computes_something_else_is_not_shipped(graph: Graph, exported: Path, tmp_path: Path) -> None:
     wrong = changed(exported, tmp_path / "wrong.onnx", "model.classifier.bias", np.s_[:1])
     with pytest.raises(TrainingFailed, match=r"logits differ from torch's by 0\.01"):
+        graphs.prove(graph, wrong)
+
+
+def test_a_graph_with_another_residual_is_not_shipped(graph: Graph, exported: Path, tmp_path: Path) -> None:
+    wrong = changed(exported, tmp_path / "wrong.onnx", "basis", np.s_[::3])
+    with pytest.raises(TrainingFailed, match=r"projection differ from torch's by"):
         graphs.prove(graph, wrong)
 
 

@@ -15,20 +15,24 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from retrue import artifact, corpus, drift, metrics
 from retrue import dataset as datasets
 from retrue.artifact import Card
 from retrue.classifier import Classifier, Scored
 from retrue.dataset import Example
+from retrue.training import batches, page, pictures, tokens
 from retrue.training import graph as graphs
-from retrue.training import page, pictures
 from retrue.training.finetune import Progress, Result, silent
 from retrue.training.learner import quiet
+from retrue.training.tokens import Tokens
 
 AGREEMENT = 0.985  # share of compared rows that int8 must label as fp32 does
 TOLERATED_LOSS = 0.005  # of accuracy on them
 EVALUATED = 2_500  # rows of a split that are scored at most
+SPANNED = 1_000  # training rows at most, whose main directions the drift residual leaves out
+BUDGET = 4_096  # padded tokens of a pass over them
 COMPARED = 2_000  # rows that are scored by both graphs at most
 UNTOLD = ("encoder", "notice", "settings", "labels", "seconds", "paused")  # of a Result: the card has them elsewhere
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "numpy")
@@ -68,6 +72,9 @@ def export(
 
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         progress(0.0, "exporting the graph")
+        texts = [row.text for row in _sample(datasets.read(dataset, "train"), SPANNED)]
+        tokenizer = Tokenizer.from_file(str(out / artifact.TOKENIZER))
+        graph.fit(_means(graph, tokens.write(Path(scratch, "tokens"), tokenizer, texts, blank.max_tokens, blank.cut)))
         full, small = Path(scratch, "fp32"), Path(scratch, "int8")
         for folder in (full, small):
             folder.mkdir()
@@ -97,8 +104,17 @@ def export(
         drift.columns(
             np.array([answer.projection for answer in answers]),
             np.array([answer.tokens for answer in answers]),
+            np.array([answer.pieces for answer in answers]),
+            np.array([answer.symbols for answer in answers]),
             metrics.softmax(_logits(answers) / temperature),
-        )
+        ),
+        made_by=artifact.bound(
+            artifact.sha256(out / artifact.MODEL),
+            artifact.sha256(out / artifact.TOKENIZER),
+            blank.max_tokens,
+            blank.cut,
+        ),
+        groups=[row.group for row in rows],
     )
     (out / artifact.REFERENCE).write_bytes(reference.to_bytes())
     measured = _measure(result.labels, test, answers[: len(test)], temperature)
@@ -166,6 +182,16 @@ def _score(classifier: Classifier, rows: Sequence[Example]) -> list[Scored]:
         return list(pool.map(classifier.score, [row.text for row in rows]))
 
 
+def _means(graph: graphs.Graph, texts: Tokens) -> torch.Tensor:
+    """What the graph's middle layer is in the mean over each text, shortest texts last (texts, width)."""
+    found = []
+    for part in batches.passes(np.arange(len(texts)), texts.lengths, BUDGET):
+        ids, mask = batches.padded(texts, part, graph.model.config.pad_token_id, torch.device("cpu"))
+        with torch.no_grad():
+            found.append(graph.answer(ids, torch.ones_like(ids) if mask is None else mask)[1])
+    return torch.cat(found)
+
+
 def _logits(answers: Sequence[Scored]) -> NDArray[np.float32]:
     return np.array([answer.logits for answer in answers])
 
@@ -181,8 +207,8 @@ def _golden(folder: Path) -> list[dict[str, Any]]:
     return [{"text": text, "scores": classifier.score(text).scores} for text in texts]
 
 
-def _sample(rows: list[Example]) -> list[Example]:
-    if len(rows) <= EVALUATED:
+def _sample(rows: list[Example], most: int = EVALUATED) -> list[Example]:
+    if len(rows) <= most:
         return rows
-    chosen = np.random.default_rng(0).permutation(len(rows))[:EVALUATED]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:most]
     return [rows[i] for i in sorted(chosen)]

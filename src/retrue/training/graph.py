@@ -22,14 +22,21 @@ OPSET = 22
 TOLERANCE = 1e-4  # between torch and the fp32 graph, absolute
 PROBED = 8  # lengths at which the graph is compared with torch
 PROJECTION_SEED = 64
+COMPONENTS = 64  # of the basis
 
 
 class Graph(nn.Module):
-    """A classifier whose one forward pass gives logits (batch, labels) and projection (batch, PROJECTIONS).
+    """A classifier whose one forward pass gives logits (batch, labels) and projection (batch, CAPTURED).
 
     The projection is the mean of the middle layer's hidden states over the real tokens, times a Gaussian matrix that
     depends on the width alone: distances survive it (Johnson and Lindenstrauss 1984), and drift shows in few columns.
+    Its last number is the norm of what the mean has outside the main directions of the training texts, which `fit`
+    finds: texts of a kind that the model never met lie there.
     """
+
+    matrix: torch.Tensor  # (width, PROJECTIONS)
+    centre: torch.Tensor  # (width,)
+    basis: torch.Tensor  # (width, COMPONENTS)
 
     def __init__(self, model: transformers.PreTrainedModel) -> None:
         super().__init__()
@@ -38,12 +45,30 @@ class Graph(nn.Module):
         width = model.config.hidden_size
         gaussian = np.random.default_rng(PROJECTION_SEED).standard_normal((width, PROJECTIONS)) / np.sqrt(width)
         self.register_buffer("matrix", torch.from_numpy(gaussian.astype(np.float32)))
+        self.register_buffer("centre", torch.zeros(width))
+        # Half of a narrow layer is left outside.
+        self.register_buffer("basis", torch.zeros(width, min(COMPONENTS, width // 2)))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, mean = self.answer(input_ids, attention_mask)
+        apart = mean - self.centre
+        residual = torch.linalg.vector_norm(apart - apart @ self.basis @ self.basis.T, dim=1, keepdim=True)
+        return logits, torch.cat([mean @ self.matrix, residual], dim=1)
+
+    def answer(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits, and the mean of the middle layer (batch, width)."""
         answer = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         weights = attention_mask.unsqueeze(-1).float()
-        mean = (answer.hidden_states[self.layer] * weights).sum(1) / weights.sum(1)
-        return answer.logits, mean @ self.matrix
+        return answer.logits, (answer.hidden_states[self.layer] * weights).sum(1) / weights.sum(1)
+
+    def fit(self, means: torch.Tensor) -> None:
+        """Take the centre and the main directions of training texts from what `answer` says of them (texts, width).
+
+        They must not be the texts of the drift reference: a basis that knows them spoils the calibration.
+        """
+        self.centre = means.mean(0)
+        apart = (means - self.centre).double()
+        self.basis = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -self.basis.shape[1] :].float().contiguous()
 
 
 def write(graph: Graph, path: Path) -> None:
@@ -103,9 +128,32 @@ def prove(graph: Graph, path: Path) -> None:
 
 
 def quantise(path: Path, target: Path) -> None:
-    """Signed 7-bit weights with a scale per channel: no product overflows on CPUs without VNNI, so all hosts agree."""
+    """Signed 7-bit weights with a scale per channel: no product overflows on CPUs without VNNI, so all hosts agree.
+
+    What only the projection needs stays as it is: it is next to nothing, and coarse steps would blur small distances.
+    """
     model = onnx.load(path)
+    exact = _unshared(model.graph, "projection", "logits")
     # The exporter's own shapes contradict those that the quantiser infers after it has renamed values.
     del model.graph.value_info[:]
     add_pre_process_metadata(model)  # the exporter has already folded and inferred what the quantiser would ask for
-    quantize_dynamic(model, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    quantize_dynamic(
+        model, target, nodes_to_exclude=exact, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8
+    )
+
+
+def _unshared(graph: onnx.GraphProto, output: str, other: str) -> list[str]:
+    """The names of the nodes that one output needs and another does not."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def needed(output: str) -> dict[str, None]:
+        found: dict[str, None] = {}
+        wanted = [output]
+        while wanted:
+            node = makers.get(wanted.pop())
+            if node is not None and node.name not in found:
+                found[node.name] = None
+                wanted += node.input
+        return found
+
+    return list(needed(output).keys() - needed(other).keys())
