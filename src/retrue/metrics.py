@@ -15,6 +15,7 @@ from scipy.special import bdtrc, betaincinv, ndtri
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 BINS = 15
+DRAWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,51 @@ def f1_samples(
     resample is one draw from a multinomial.
     """
     cells, _, counts = _cells(classes, [truth, *predicted])
-    resampled = rng.multinomial(len(truth), counts / len(truth), size=draws).astype(np.float64)
-    true, *said = (np.eye(classes)[cell] for cell in cells)
-    occur = resampled @ true
-    return np.array(
-        [(2 * (resampled @ (true * one)) / np.maximum(occur + resampled @ one, 1)).mean(axis=1) for one in said]
-    )
+    return np.array([one.mean(axis=1) for one in _f1_draws(cells, counts, classes, draws, rng)])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def f1_intervals(
+    confusion: Sequence[Sequence[int]], seed: int, draws: int = DRAWS, confidence: float = 0.95
+) -> tuple[Estimate, list[Estimate]]:
+    """Macro F1 and the F1 of each label with intervals, from counts (C, C) of rows by true and by predicted label.
+
+    Rows are resampled `draws` times and the quantiles of what comes out are taken (Efron 1979): a resample of the rows
+    is a multinomial draw of the counts. A label with few rows gets a wide interval, which may still be too narrow; one
+    without any has 0 to 0. ValueError where there are no rows or the table is not square.
+    """
+    table = np.asarray(confusion, dtype=np.int64)
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or table.sum() == 0:
+        raise ValueError(f"counts of shape {table.shape}: give (C, C) with at least one row in them")
+    cells = np.nonzero(table)
+    (drawn,) = _f1_draws(cells, table[cells], len(table), draws, np.random.default_rng(seed))
+    drawn = np.column_stack([drawn.mean(axis=1), drawn])
+    values = [float(_f1(table).mean()), *_f1(table).tolist()]
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).tolist()
+    macro, *labels = (Estimate(*one) for one in zip(values, low, high, strict=True))
+    return macro, labels
+
+
+def estimated_accuracy(probabilities: NDArray[Any]) -> float:
+    """The accuracy that a model expects of itself without a label: the mean of its winning probabilities (n, C).
+
+    Confidence-based estimation, also known as average confidence (Hendrycks and Gimpel 2017). It holds where the
+    probabilities are calibrated on texts like these: the mix of texts may change, the meaning of a text may not. Where
+    texts are of a new kind, confidence and accuracy part, and mostly it promises too much. So it is advice where labels
+    are missing, and no ground for an alarm or for promoting a model. ValueError where there are no rows.
+    """
+    table = np.asarray(probabilities, dtype=np.float64)
+    if table.ndim != 2 or table.size == 0:
+        raise ValueError(f"probabilities of shape {table.shape}: give (n, C) with n > 0")
+    return float(table.max(axis=1).mean())
 
 
 @dataclass(frozen=True)
@@ -267,6 +307,20 @@ def _confusion(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> ND
 
 def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(2 * np.diagonal(confusion) / np.maximum(confusion.sum(0) + confusion.sum(1), 1))
+
+
+def _f1_draws(
+    cells: Sequence[NDArray[Any]], counts: NDArray[Any], classes: int, draws: int, rng: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    """The F1 of each label on the same resamples of the rows, (draws, classes) for each classifier.
+
+    `cells` holds the true labels and then each classifier's, cell by cell, and `counts` the rows in each cell.
+    """
+    n = int(counts.sum())
+    resampled = rng.multinomial(n, counts / n, size=draws).astype(np.float64)
+    true, *said = (np.eye(classes)[cell] for cell in cells)
+    occur = resampled @ true
+    return [2 * (resampled @ (true * one)) / np.maximum(occur + resampled @ one, 1) for one in said]
 
 
 def _cells(size: int, columns: Sequence[NDArray[Any]]) -> tuple[tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]:

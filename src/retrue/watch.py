@@ -10,10 +10,10 @@ from retrue import artifact, drift, health, metrics
 from retrue.artifact import Card
 from retrue.drift import Drift, Reference
 from retrue.errors import NotFound
-from retrue.health import Ages, Decision
+from retrue.health import Ages, Decision, Policy, Signs
 from retrue.lake import LATEST_REPORT, MODELS, REPORTS, Lake, stamp
 from retrue.metrics import Quality
-from retrue.records import Label, Prediction, Trigger, from_iso, id_ms, iso
+from retrue.records import Label, Prediction, from_iso, id_ms, iso
 from retrue.settings import Monitor
 from retrue.telemetry import Metric, publish
 
@@ -41,9 +41,8 @@ def run(lake: Lake, model_uri: str, settings: Monitor, now_ms: int, request: Req
         report = check(lake, card, model, reference, settings, now_ms, _read(lake, LATEST_REPORT))
     if report["decision"] == "retrain" and request is not None:
         evidence = {name: report[name] for name in ("model", "window", "drift", "accuracy", "f1", "expected_accuracy")}
-        trigger: Trigger = "drift" if report["drift"] and report["drift"]["fired"] else "accuracy"
         reason = "; ".join(report["reasons"])
-        request({"reason": reason, "trigger": trigger, "evidence": evidence, "report": lake.uri(key)})
+        request({"reason": reason, "trigger": report["trigger"], "evidence": evidence, "report": lake.uri(key)})
         lake.put_json(LAST_REQUEST, {"time": iso(now_ms), "report": lake.uri(key)})
         report["requested"] = True
     lake.put_json(key, report)
@@ -75,16 +74,17 @@ def check(
         else None
     )
     expected = float(card.metrics["test"]["accuracy"])
-    decision = health.decide(
-        drift=drifted,
-        quality=quality,
-        expected_accuracy=expected,
-        tolerated_drop=settings.tolerated_drop,
-        minimum_labels=settings.minimum_labels,
+    lowest = expected - settings.tolerated_drop
+    fired = quality is not None and quality.n >= settings.minimum_labels and quality.high < lowest
+    signs = Signs(
+        drift=f"the texts have drifted, most of all in {drifted.worst}" if drifted and drifted.fired else None,
+        accuracy=f"accuracy on {quality.n} labels is {quality.accuracy:.3f}" if quality and fired else None,
+        model_hours=ages.model_hours,
         hours_since_request=_hours((_read(lake, LAST_REQUEST) or {}).get("time"), now_ms),
-        cooldown_hours=settings.cooldown_hours,
+        new_labels=len(labels),
     )
-    fired = quality is not None and health.too_low(quality, expected - settings.tolerated_drop, settings.minimum_labels)
+    policy = Policy(cooldown_hours=settings.cooldown_hours, backstop_days=0, drift_retrains_at_once=True)
+    decision = health.decide(signs, policy)
     return _report(model, expected, window, least, drifted, quality, fired, ages, newest, decision, now_ms)
 
 
@@ -186,6 +186,7 @@ def _report(
         "ages": dataclasses.asdict(ages),
         "newest": newest,
         "decision": decision.action,
+        "trigger": decision.trigger,
         "reasons": decision.reasons,
         "requested": False,
     }
