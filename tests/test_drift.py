@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -110,10 +111,10 @@ def test_false_alarms_are_as_rare_as_the_rate_asked_for_at_every_size() -> None:
     """Sizes on the grid, and larger than any that N allows to calibrate."""
     rng = np.random.default_rng(2)
     p: dict[int, list[float]] = {50: [], 200: [], 1000: []}
-    for seed in range(6):
+    for seed in range(5):
         reference = drift.register(documents(rng, 1500), seed=seed)
         for n, values in p.items():
-            values += [drift.check(reference, documents(rng, n)).p for _ in range(120)]
+            values += [drift.check(reference, documents(rng, n)).p for _ in range(100)]
     for n, values in p.items():
         assert 0.02 <= np.mean(np.array(values) < 0.05) <= 0.08, n
         assert np.mean(np.array(values) < 0.01) <= 0.02, n
@@ -169,14 +170,14 @@ def test_quantiles_are_told_before_and_after_in_units_that_people_read(reference
 def test_windows_of_whole_films_are_quiet_where_the_reference_knows_its_films() -> None:
     rng = np.random.default_rng(5)
     alarms: dict[str, list[bool]] = {"films": [], "rows": [], "blind": []}
-    for seed in range(3):
+    for seed in range(2):
         registered, films = world(rng, 1500, film=0.3)
         known, blind = drift.register(registered, groups=films, seed=seed), drift.register(registered, seed=seed)
-        for _ in range(100):
+        for _ in range(80):
             window = world(rng, 200, film=0.3)[0]
             alarms["films"].append(drift.check(known, window).p < 0.05)
             alarms["blind"].append(drift.check(blind, window).p < 0.05)
-            alarms["rows"].append(drift.check(known, world(rng, 2000, film=0.3)[0][::10]).p < 0.05)
+            alarms["rows"].append(drift.check(known, documents(rng, 200)).p < 0.05)
     assert np.mean(alarms["films"]) <= 0.1
     assert np.mean(alarms["rows"]) <= 0.05
     assert np.mean(alarms["blind"]) >= 0.5
@@ -188,6 +189,80 @@ def test_a_row_without_a_group_is_one_of_its_own() -> None:
     assert drift.register(rows, groups=[None] * 300).to_bytes() == alone
     assert drift.register(rows, groups=[str(i) for i in range(300)]).to_bytes() == alone
     assert drift.register(rows, groups=["one", "one"] + [None] * 298).to_bytes() != alone
+
+
+def past(reference: drift.Reference, windows: Iterable[Any]) -> list[dict[str, Any]]:
+    checks = (drift.check(reference, window) for window in windows)
+    return [{"n": check.n, "distances": check.distances} for check in checks]
+
+
+def test_nothing_is_stretched_before_enough_windows_were_accepted(reference: drift.Reference) -> None:
+    window = {"n": 200, "distances": dict.fromkeys(drift.GROUPS, 5.0)}
+    assert drift.stretch(reference, []) == dict.fromkeys(drift.GROUPS, 1.0)
+    assert drift.stretch(reference, [window] * (drift.BURN_IN - 1)) == dict.fromkeys(drift.GROUPS, 1.0)
+    assert min(drift.stretch(reference, [window] * drift.BURN_IN).values()) > 3
+
+
+def test_windows_of_any_size_that_lie_twice_as_far_away_as_they_should_stretch_twofold(
+    reference: drift.Reference,
+) -> None:
+    twice = [
+        {"n": n, "distances": dict(zip(drift.GROUPS, 2 * mean * np.sqrt(1 / n + 1 / reference.rows), strict=True))}
+        for n, mean in zip(reference.sizes.tolist(), reference.mean, strict=True)
+    ]
+    found = drift.stretch(reference, twice * drift.BURN_IN)
+    assert found == pytest.approx(dict.fromkeys(drift.GROUPS, 2.0), rel=1e-5)
+
+
+def test_quiet_traffic_of_single_rows_is_hardly_stretched_and_less_the_longer_it_lasts(
+    reference: drift.Reference,
+) -> None:
+    rng = np.random.default_rng(11)
+    quiet = past(reference, [documents(rng, 100) for _ in range(500)])
+    few, many = (drift.stretch(reference, quiet[:n]) for n in (drift.BURN_IN, 500))
+    assert all(1 <= factor < 1.6 for factor in few.values())
+    assert all(1 <= factor < 1.3 for factor in many.values())
+    assert sum(many.values()) < sum(few.values())
+
+
+def test_no_factor_is_below_one_where_traffic_varies_less_than_the_reference() -> None:
+    rng = np.random.default_rng(12)
+    registered, films = world(rng, 1000, film=0.6)
+    reference = drift.register(registered, groups=films)
+    quiet = past(reference, [documents(rng, 100) for _ in range(drift.BURN_IN)])
+    assert min(drift.stretch(reference, quiet).values()) == 1.0
+
+
+def test_windows_of_whole_films_are_believed_after_a_burn_in_and_drift_is_still_found() -> None:
+    """The reference holds independent rows: it cannot know how much alike the rows of a film are."""
+    rng = np.random.default_rng(13)
+    p: dict[str, list[float]] = {"before": [], "after": [], "drifted": []}
+    for seed in range(2):
+        reference = drift.register(documents(rng, 1500), seed=seed)
+        windows = [world(rng, 100, film=0.4)[0] for _ in range(drift.BURN_IN + 150)]
+        found = drift.stretch(reference, past(reference, windows[: drift.BURN_IN]))
+        assert min(found[group] for group in ("embedding", "length", "margin")) > 1.3
+        for window in windows[drift.BURN_IN :]:
+            p["before"].append(drift.check(reference, window).p)
+            p["after"].append(drift.check(reference, window, stretch=found).p)
+        for _ in range(10):
+            drifted = world(rng, 100, film=0.4, shift=2.5)[0]
+            p["drifted"].append(drift.check(reference, drifted, stretch=found).p)
+    before, after = (np.array(p[name]) for name in ("before", "after"))
+    assert np.mean(before < 0.05) > 0.5
+    assert np.mean(after < 0.05) <= 0.1
+    assert np.mean(after < 0.01) <= 0.02
+    assert np.median(p["drifted"]) < 1e-3
+
+
+def test_a_stretch_scales_what_counts_as_far_and_nothing_else(reference: drift.Reference) -> None:
+    window = documents(np.random.default_rng(14), 200, 1.0)
+    plain = drift.check(reference, window)
+    stretched = drift.check(reference, window, stretch={"embedding": 2.0})
+    assert (stretched.distances, stretched.threshold) == (plain.distances, plain.threshold)
+    assert stretched.statistic < plain.statistic
+    assert stretched.p > plain.p
+    assert drift.check(reference, window, stretch=dict.fromkeys(drift.GROUPS, 1.0)) == plain
 
 
 @settings(deadline=None, max_examples=40)
@@ -266,7 +341,9 @@ def test_a_column_that_never_varied_neither_alarms_by_itself_nor_hides_a_change(
 
     rng = np.random.default_rng(10)
     reference = drift.register(cut(rng, 600))
-    assert min(drift.check(reference, cut(rng, 200)).p for _ in range(50)) > 1e-4
+    quiet = [drift.check(reference, cut(rng, 200)) for _ in range(drift.BURN_IN)]
+    assert min(check.p for check in quiet) > 1e-4
+    assert drift.stretch(reference, [vars(check) for check in quiet])["length"] == 1.0
     single = cut(rng, 200)
     single[0, 65] = np.log(30)
     assert drift.check(reference, single).p > 1e-4
@@ -326,7 +403,7 @@ def reviews_and_tweets(real_data: Path) -> tuple[Any, Any]:
         return picked["text"].to_pylist(), picked["label"].to_numpy()
 
     words = HashingVectorizer(n_features=2**15, alternate_sign=False)
-    texts, labels = read("imdb_train.parquet", 2000)
+    texts, labels = read("imdb_train.parquet", 1500)
     features = words.transform(texts)
     model, span = LogisticRegression(C=20).fit(features, labels), TruncatedSVD(32, random_state=0).fit(features)
     known = {word for text in texts for word in text.lower().split()}
@@ -341,17 +418,17 @@ def reviews_and_tweets(real_data: Path) -> tuple[Any, Any]:
         projection = np.hstack([features @ directions, residual])
         return drift.columns(projection, tokens, pieces, symbols, model.predict_proba(features))
 
-    reviews = table(read("imdb_test.parquet", 2000 + 30 * 200)[0])
-    return reviews, table(read("drift/airline_tweets.parquet", 10 * 200)[0])
+    reviews = table(read("imdb_test.parquet", 1500 + 20 * 200)[0])
+    return reviews, table(read("drift/airline_tweets.parquet", 5 * 200)[0])
 
 
 def test_fresh_reviews_are_quiet_and_tweets_are_found_on_real_text(reviews_and_tweets: tuple[Any, Any]) -> None:
     reviews, tweets = reviews_and_tweets
-    reference = drift.register(reviews[:2000])
-    quiet = np.split(reviews[2000:], 30)
+    reference = drift.register(reviews[:1500])
+    quiet = np.split(reviews[1500:], 20)
     p = [drift.check(reference, window).p for window in quiet]
     assert min(p) > 1e-4
     assert np.mean(np.array(p) < 0.05) <= 0.2
-    for window, foreign in zip(quiet[:10], np.split(tweets, 10), strict=True):
+    for window, foreign in zip(quiet[:5], np.split(tweets, 5), strict=True):
         assert drift.check(reference, foreign).p < 1e-6
         assert drift.check(reference, np.vstack([window[:140], foreign[:60]])).p < 1e-4

@@ -16,9 +16,9 @@ def drifted(fired: bool) -> Drift:
         statistic=12.5 if fired else 0.4,
         threshold=6.1,
         p=1e-7 if fired else 0.3,
-        fired=fired,
         worst="length",
         distances={"embedding": 0.31, "length": 0.6, "margin": 0.1},
+        quantiles={},
     )
 
 

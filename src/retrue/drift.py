@@ -45,6 +45,7 @@ TAIL = 0.05  # share of the null windows that the exponential tail is fitted to
 LEVELS = np.linspace(0.0, 1.0 - TAIL, 96)
 MIDDLES = (np.arange(SKETCH) + 0.5) / SKETCH
 BURN_IN = 60  # accepted windows before their spread is believed
+FAR = 6.0  # standard deviations above the mean, where p is near 1e-3
 MARGIN = PROJECTIONS + len(GROUPS) - 2  # where the margin's columns begin
 
 Floats = NDArray[np.float32]
@@ -215,6 +216,30 @@ def check(
     )
 
 
+def stretch(reference: Reference, past: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """By how much the windows that were accepted lie further away than the null table says, for each group.
+
+    `past` has the "n" and "distances" of a Drift each. A factor scales the whole null distribution, as a design effect
+    does, so far that neither the mean nor the point FAR standard deviations above it is nearer than that of the past:
+    few large clusters widen the tail more than they move the mean. Both are taken two standard errors above their
+    estimates. The factor is 1.0 until there are BURN_IN windows, and never less: what is quieter than it should be may
+    be luck.
+    """
+    if len(past) < BURN_IN:
+        return dict.fromkeys(GROUPS, 1.0)
+    n = np.array([window["n"] for window in past])
+    distances = np.array([[window["distances"][group] for group in GROUPS] for window in past])
+    mean, spread = (_at(n, reference.sizes, table) for table in (reference.mean, reference.spread))
+    unit = np.where(mean > 0, mean, spread)  # a column that never varied has no distance
+    ratios = distances / np.sqrt(1 / n + 1 / reference.rows)[:, None] / unit
+    sd, expected = ratios.std(axis=0, ddof=1), np.sqrt(np.mean((spread / unit) ** 2, axis=0))
+    found = np.ones(len(GROUPS))
+    for far in (0.0, FAR):
+        error = sd * math.sqrt((1 + far**2 / 2) / len(past))  # that of a mean and sd of as many normal values
+        found = np.maximum(found, (ratios.mean(axis=0) + far * sd + 2 * error) / (1 + far * expected))
+    return dict(zip(GROUPS, found.tolist(), strict=True))
+
+
 def _windows(rng: np.random.Generator, groups: Sequence[str | None], most: int) -> NDArray[np.intp]:
     """Rows of WINDOWS windows (WINDOWS, most); the first n of one are a window of n: whole groups and a part of one."""
     names = [(0, group) if group is not None else (1, row) for row, group in enumerate(groups)]
@@ -273,6 +298,6 @@ def _shown(sketch: Floats) -> dict[str, list[float]]:
     return {group: values.tolist() for group, values in shown.items()}
 
 
-def _at(n: int, sizes: NDArray[np.int64], table: Floats) -> NDArray[np.float64]:
-    """A null table's row for windows of n, linear in log n between the calibrated sizes."""
-    return np.array([np.interp(math.log(n), np.log(sizes), column) for column in table.T])
+def _at(n: int | NDArray[np.int64], sizes: NDArray[np.int64], table: Floats) -> NDArray[np.float64]:
+    """A null table's row for windows of n, or a row for each n; linear in log n between the calibrated sizes."""
+    return np.array([np.interp(np.log(n), np.log(sizes), column) for column in table.T]).T

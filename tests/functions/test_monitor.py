@@ -16,7 +16,7 @@ from moto import mock_aws
 from retrue import corpus
 from retrue.classifier import Classifier
 from retrue.lake import Lake
-from retrue.records import Prediction, iso, new_id
+from retrue.records import new_id
 
 ROOT = Path(__file__).parents[2]
 BUCKET, PARAMETER = "retrue-test", "/retrue/test/model"
@@ -85,23 +85,9 @@ def serve(model: Path) -> Classifier:
 
 def capture(classifier: Classifier, texts: list[str]) -> None:
     ms = time.time_ns() // 1_000_000 - 60_000
-    answers = [(n, classifier.score(text)) for n, text in enumerate(texts)]
+    answers = [classifier.score(text) for text in texts]
     Lake(BUCKET).write_predictions(
-        [
-            Prediction(
-                id=new_id(ms, n.to_bytes(10)),
-                time=iso(ms),
-                model=classifier.model,
-                label=a.label,
-                score=a.score,
-                scores=a.scores,
-                tokens=a.tokens,
-                truncated=a.truncated,
-                projection=a.projection.tolist(),
-                source="http",
-            )
-            for n, a in answers
-        ]
+        [a.record(new_id(ms, n.to_bytes(10)), classifier.model, "http") for n, a in enumerate(answers)]
     )
 
 
