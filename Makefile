@@ -5,7 +5,7 @@ PORT ?= 4566
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) install
 
-.PHONY: up down logs test check bench-train lock openapi clean
+.PHONY: up down logs test check bench-train bench-drift lock openapi clean
 
 up: .venv/ready .venv-cloud/ready
 	@.venv/bin/retrue up --port $(PORT)
@@ -32,6 +32,11 @@ check: .venv/ready .venv-sam/ready
 bench-train: .venv/ready .venv-bench/ready
 	.venv/bin/python benchmarks/train.py
 
+# Trains a small model and reads 20,000 texts once, then keeps both under .retrue.
+bench-drift: .venv/ready .venv-bench-evidently/ready .venv-bench-nannyml/ready
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/layer.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/drift.py
+
 openapi: .venv/ready
 	.venv/bin/python docs/openapi.py
 
@@ -39,7 +44,7 @@ lock:
 	./locks/relock.sh
 
 clean: down
-	rm -rf .venv .venv-cloud .venv-sam .venv-bench .retrue
+	rm -rf .venv .venv-cloud .venv-sam .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
 
 # Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages. A CPU build finds all that
 # it needs installed already; a GPU build fetches its own.
@@ -66,6 +71,13 @@ clean: down
 	@.venv-bench/bin/python -c "import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path('purelib')); \
 		(here / 'project.pth').write_text(str(here).replace('.venv-bench', '.venv') + '\n' + '$(CURDIR)/src\n')"
 	@.venv-bench/$(PIP) --require-hashes --no-deps -r locks/bench.txt
+	@touch $@
+
+# Peers whose packages and ours do not agree.
+.venv-bench-%/ready: locks/bench-%.txt
+	@echo "installing $* into .venv-bench-$*"
+	@.venv-bench-$*/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-bench-$*
+	@.venv-bench-$*/$(PIP) --require-hashes --no-deps -r locks/bench-$*.txt
 	@touch $@
 
 .venv-sam/ready: locks/sam.txt
