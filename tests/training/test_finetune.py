@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from retrue import dataset
 from retrue.dataset import Example
 from retrue.errors import BadDataset, Interrupted, TrainingFailed, WrongSetting
-from retrue.training import finetune
+from retrue.training import checkpoint, finetune
 from retrue.training.settings import Settings
 
 QUICK = Settings(learning_rate=3e-3, epochs=1, batch_size=16, max_tokens=32, max_rows=128)
@@ -158,6 +158,19 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tiny_encoder: Path, tiny_
     (tmp_path / "state.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingFailed, match=r"state\.pt cannot be read: delete it to begin anew"):
         finetune.finetune(tiny_encoder, tiny_dataset, QUICK, tmp_path / "out", checkpoints=tmp_path)
+
+
+def test_a_checkpoint_with_a_wrong_byte_is_not_taken_up(tmp_path: Path) -> None:
+    state = {"numbers": torch.arange(100)}
+    checkpoint.save(tmp_path, "this", state)
+    file = tmp_path / "state.pt"
+    whole = file.read_bytes()
+    place = whole.index(state["numbers"].numpy().tobytes()) + 80
+    file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(TrainingFailed, match="delete it to begin anew"):
+        checkpoint.load(tmp_path, "this")
+    file.write_bytes(whole)
+    assert torch.equal(checkpoint.load(tmp_path, "this")["numbers"], state["numbers"])  # type: ignore[index]
 
 
 def test_checkpoints_are_written_while_the_training_goes_on(
