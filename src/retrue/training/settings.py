@@ -35,7 +35,7 @@ class Settings:
     batch_size: int = 32
     batch_tokens: int = 0
     max_tokens: int = 256
-    cut: str = "head"
+    cut: str = "ends"
     warmup: float = 0.1
     weight_decay: float = 0.01
     layer_decay: float = 1.0
