@@ -208,9 +208,9 @@ print("progress 0.50 epoch 2 of 4", flush=True)
 time.sleep(60)
 """
     )
+    asked = {**request(), "CheckpointConfig": CHECKPOINTS}
     # Nobody waits any more as soon as the checkpoint has arrived after all.
     with pytest.raises(TrainingFailed, match="no longer waits"):
-        asked = {**request(), "CheckpointConfig": CHECKPOINTS}
         worker.run(lake, asked, body, lambda: kept(lake) != {"state.pt": b"one "}, lambda _: None)
     assert sorted(away) == ["put_json", "upload"]
     assert lake.get_json(progress_key(JOB))["share"] == 0.5
