@@ -137,6 +137,36 @@ def test_a_training_that_pauses_goes_on_to_the_same_weights(dropping: Path, tiny
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_pause_between_two_evaluations_changes_nothing_of_what_follows(
+    tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    # So small a rate changes no answer: the second evaluation brings no gain, and ends the training.
+    settings = dataclasses.replace(QUICK, learning_rate=1e-9, epochs=4, patience=1)
+    whole = finetune.finetune(tiny_encoder, tiny_dataset, settings, tmp_path / "whole")
+    assert [entry["step"] for entry in whole.history] == [8, 16]
+    for until, told in ((0.1, [4]), (0.4, [8, 13])):
+        trial = dataclasses.replace(settings, until=until)
+        for _ in range(2):  # one that has paused there is told alike
+            paused = finetune.finetune(
+                tiny_encoder, tiny_dataset, trial, tmp_path / "out", checkpoints=tmp_path / "kept"
+            )
+            assert [entry["step"] for entry in paused.history] == told
+            assert paused.metric == paused.accuracy == paused.history[-1]["accuracy"]
+    result = finetune.finetune(tiny_encoder, tiny_dataset, settings, tmp_path / "out", checkpoints=tmp_path / "kept")
+    assert (result.steps, result.history, result.metric) == (whole.steps, whole.history, whole.metric)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_patience_counts_epochs_also_where_they_have_fewer_steps_than_evaluations(
+    tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    result = train(
+        tiny_encoder, tiny_dataset, tmp_path / "out", learning_rate=1e-9, epochs=9, evaluations=30, patience=1
+    )
+    assert [entry["step"] for entry in result.history] == list(range(1, 10))
+
+
 def test_a_pause_without_a_place_to_pause_in_is_refused(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongSetting, match="until is below 1, which needs a folder for checkpoints"):
         train(tiny_encoder, tiny_dataset, tmp_path / "out", until=0.5)
