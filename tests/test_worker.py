@@ -458,8 +458,9 @@ def test_a_worker_answers_with_the_model(lake: Lake, program: Program, states: S
     assert serve(lake, states, program("print('training')")) == [f"{JOB}: taken", "training", f"{JOB}: done"]
 
 
+@pytest.mark.parametrize("stopped", [SystemExit, KeyboardInterrupt])
 def test_a_worker_that_is_stopped_keeps_the_last_checkpoint_and_hands_the_job_on(
-    lake: Lake, program: Program, monkeypatch: pytest.MonkeyPatch
+    lake: Lake, program: Program, monkeypatch: pytest.MonkeyPatch, stopped: type[BaseException]
 ) -> None:
     monkeypatch.setattr(worker, "HEARTBEAT_SECONDS", 60.0)
     body = program(
@@ -476,13 +477,13 @@ time.sleep(60)
 
     def tell(line: str) -> None:
         if line == "ready":
-            sys.exit(0)  # as the handler of SIGTERM does
+            raise stopped  # as the handlers of SIGTERM and SIGINT do
 
     with Stubber(boto3.client("stepfunctions")) as stub:
         give(stub, {**request(), "CheckpointConfig": CHECKPOINTS})
         told = {"taskToken": "token-1", "error": "Interrupted", "cause": "the worker was stopped"}
         stub.add_response("send_task_failure", {}, told)
-        with pytest.raises(SystemExit):
+        with pytest.raises(stopped):
             worker.serve(lake, Activity("arn:queue", stub.client), body, "desk", tell, once=True)
         stub.assert_no_pending_responses()
     assert kept(lake) == {"state.pt": b"the very last"}

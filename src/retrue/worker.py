@@ -121,7 +121,7 @@ def serve(store: Lake, activity: Activity, program: Path, name: str, tell: Calla
             except RetrueError as error:
                 tell(f"{job}: failed: {error}")
                 heard = activity.fail(task, type(error).__name__, str(error))
-            except SystemExit:
+            except (SystemExit, KeyboardInterrupt):
                 # The workflow gives the job to the next worker, which goes on from the last checkpoint.
                 activity.fail(task, Interrupted.__name__, "the worker was stopped")
                 raise
