@@ -286,7 +286,7 @@ def test_the_result_counts_rows_steps_and_tokens(tiny_encoder: Path, tiny_datase
     told: list[float] = []
     result = finetune.finetune(tiny_encoder, tiny_dataset, QUICK, tmp_path / "out", lambda share, _: told.append(share))
     assert (result.rows, result.steps, result.labels) == (128, 8, ["negative", "positive"])
-    assert result.encoder == "tiny"
+    assert result.encoder == result.settings["encoder_name"] == "tiny"
     assert result.seconds > 0
     assert result.tokens_per_second > 0
     assert 0 <= result.padding < 0.05

@@ -226,7 +226,7 @@ def finetune(
         return Result(
             encoder=facts["name"],
             notice=facts["notice"],
-            settings=asdict(settings),
+            settings=asdict(settings) | {"encoder_name": facts["name"]},  # whatever it was called where it was chosen
             labels=manifest.labels,
             rows=len(train),
             steps=state.step,
