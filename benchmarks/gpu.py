@@ -53,7 +53,7 @@ def told(
     """What a training did, as plain values."""
     test = dataset.read(folder, "test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predicted = predict(out, start, [row.text for row in test], asked.max_tokens, device)
+    predicted = predict(out, start, [row.text for row in test], asked.max_tokens, device, str(result.settings["cut"]))
     found = metrics.quality([row.label for row in test], predicted, LABELS)
     rate = result.tokens_per_second * flops(start, folder, asked.max_tokens)
     peak = next((value for name, value in PEAKS.items() if name in result.device), None)

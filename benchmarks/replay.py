@@ -52,7 +52,9 @@ def main() -> None:
         }
         for seed in tqdm(range(asked.seeds), unit="seed", disable=None):
             for name, share in SHARES.items():
-                settings = Settings(epochs=asked.epochs, max_tokens=asked.max_tokens, seed=seed, replay_share=share)
+                settings = Settings(
+                    epochs=asked.epochs, max_tokens=asked.max_tokens, seed=seed, replay_share=share, cut="head"
+                )
                 out = root / "checkpoint"
                 finetune.finetune(start, folders["old" if name == NEVER else "mixed"], settings, out)
                 right[name].append(predict(out, [row.text for row in judged], asked.max_tokens) == truth)

@@ -34,6 +34,7 @@ LABELS = ("negative", "positive")
 OURS, PEER = "retrue", "transformers.Trainer"
 VALIDATION = 100
 CPU = torch.device("cpu")
+HEAD = "head"  # of a long text, as tokenizers cut by themselves
 
 
 def main() -> None:
@@ -86,8 +87,8 @@ def trained(name: str, start: Path, folder: Path, out: Path, asked: argparse.Nam
 
 def one(start: Path, folder: Path, out: Path, settings: dict[str, Any]) -> None:
     """One training of ours, for the process that asked for it."""
-    # Trainer keeps the last epoch and never stops early; neither do we here.
-    chosen = finetune.Settings(**settings, patience=settings["epochs"])
+    # Trainer reads the head of a text, keeps the last epoch and never stops early; so do we here.
+    chosen = finetune.Settings(**settings, cut=HEAD, patience=settings["epochs"])
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = time.monotonic()
     result = finetune.finetune(start, folder, chosen, out)
@@ -98,7 +99,7 @@ def one(start: Path, folder: Path, out: Path, settings: dict[str, Any]) -> None:
 
 
 def predict(
-    checkpoint: Path, start: Path, texts: list[str], most: int, device: torch.device = CPU, kept: str = "head"
+    checkpoint: Path, start: Path, texts: list[str], most: int, device: torch.device = CPU, kept: str = HEAD
 ) -> list[str]:
     """The label of each text, from either's checkpoint by the same code."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -16,7 +16,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, UnStubbedResponseError
+from botocore.exceptions import ClientError, EndpointConnectionError, UnStubbedResponseError
 from botocore.stub import ANY, Stubber
 from moto import mock_aws
 
@@ -179,6 +179,41 @@ write(before + "three")
     )
     worker.run(lake, asked, second, lambda: True, lambda _: None)
     assert kept(lake) == {"state.pt": b"one two three"}
+
+
+def test_a_network_that_is_away_for_a_moment_ends_no_training(
+    lake: Lake, program: Program, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SYNC_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "PROGRESS_SECONDS", 0.0)
+    away: list[str] = []
+
+    def once(call: Callable[..., Any]) -> Callable[..., Any]:
+        def first_away(*values: Any) -> Any:
+            if call.__name__ not in away:
+                away.append(call.__name__)
+                raise EndpointConnectionError(endpoint_url="https://lake")
+            return call(*values)
+
+        return first_away
+
+    monkeypatch.setattr(lake, "put_json", once(lake.put_json))
+    monkeypatch.setattr(lake, "upload", once(lake.upload))
+    body = program(
+        STATE
+        + """
+write("one ")
+print("progress 0.25 epoch 1 of 4", flush=True)
+print("progress 0.50 epoch 2 of 4", flush=True)
+time.sleep(60)
+"""
+    )
+    asked = {**request(), "CheckpointConfig": CHECKPOINTS}
+    # Nobody waits any more as soon as the checkpoint has arrived after all.
+    with pytest.raises(TrainingFailed, match="no longer waits"):
+        worker.run(lake, asked, body, lambda: kept(lake) != {"state.pt": b"one "}, lambda _: None)
+    assert sorted(away) == ["put_json", "upload"]
+    assert lake.get_json(progress_key(JOB))["share"] == 0.5
 
 
 def test_the_program_gets_its_folders_and_its_model_is_handed_back(lake: Lake, program: Program) -> None:
@@ -423,8 +458,9 @@ def test_a_worker_answers_with_the_model(lake: Lake, program: Program, states: S
     assert serve(lake, states, program("print('training')")) == [f"{JOB}: taken", "training", f"{JOB}: done"]
 
 
+@pytest.mark.parametrize("stopped", [SystemExit, KeyboardInterrupt])
 def test_a_worker_that_is_stopped_keeps_the_last_checkpoint_and_hands_the_job_on(
-    lake: Lake, program: Program, monkeypatch: pytest.MonkeyPatch
+    lake: Lake, program: Program, monkeypatch: pytest.MonkeyPatch, stopped: type[BaseException]
 ) -> None:
     monkeypatch.setattr(worker, "HEARTBEAT_SECONDS", 60.0)
     body = program(
@@ -441,13 +477,13 @@ time.sleep(60)
 
     def tell(line: str) -> None:
         if line == "ready":
-            sys.exit(0)  # as the handler of SIGTERM does
+            raise stopped  # as the handlers of SIGTERM and SIGINT do
 
     with Stubber(boto3.client("stepfunctions")) as stub:
         give(stub, {**request(), "CheckpointConfig": CHECKPOINTS})
         told = {"taskToken": "token-1", "error": "Interrupted", "cause": "the worker was stopped"}
         stub.add_response("send_task_failure", {}, told)
-        with pytest.raises(SystemExit):
+        with pytest.raises(stopped):
             worker.serve(lake, Activity("arn:queue", stub.client), body, "desk", tell, once=True)
         stub.assert_no_pending_responses()
     assert kept(lake) == {"state.pt": b"the very last"}

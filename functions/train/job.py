@@ -35,7 +35,7 @@ TRAINING_SHARE = 0.8  # of the progress; the rest is the export
 
 
 class Job:
-    """One run of the program; `stopped` becomes true with SIGTERM."""
+    """One run of the program; `stopped` becomes true with SIGTERM, or with SIGINT where a person ends it."""
 
     def __init__(self, root: Path, leads: bool) -> None:
         self.root, self.leads = root, leads
@@ -73,7 +73,7 @@ class Job:
             self.said = share
             print(f"progress {share:.2f} {message}", flush=True)  # noqa: T201
         if self.stopped and share > TRAINING_SHARE:
-            raise Interrupted("the training was stopped from outside (SIGTERM) during the export")
+            raise Interrupted("the training was stopped from outside during the export")
 
     def fail(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Leave the reason; of several processes that of the first to fail, which the others only follow."""
@@ -94,7 +94,8 @@ def main() -> None:
     job = Job(root, leads=os.environ.get("RANK", "0") == "0")
     sys.excepthook = job.fail
     # An exception would be lost where Python calls the handler inside a destructor: the loop looks at this instead.
-    signal.signal(signal.SIGTERM, lambda *_: setattr(job, "stopped", True))
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: setattr(job, "stopped", True))
     logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
     logging.getLogger("retrue").setLevel(logging.INFO)
     layout = cluster.layout(root, os.environ, torch.cuda.device_count())

@@ -357,16 +357,11 @@ def ledger(
     if as_json:
         show([json.loads(entry.to_json()) for entry in entries])
         return
-    table = Table("time", "action", "model", "version", "before", "reason")
+    table = Table("time", "action", "model", "version", "reason")
     for entry in entries:
-        table.add_row(
-            entry.time,
-            entry.action,
-            entry.model or "-",
-            entry.version or "-",
-            entry.previous_version or "-",
-            entry.reason,
-        )
+        moved = " → ".join(version for version in (entry.previous_version, entry.version) if version) or "-"
+        when = entry.time[:16].replace("T", " ")
+        table.add_row(when, entry.action, entry.model or "-", moved, entry.reason)
     out.print(table)
 
 

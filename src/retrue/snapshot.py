@@ -39,7 +39,7 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
             store.upload_folder(path, f"{lake.DATASETS}{name}/")
     chosen = {"encoder_name": settings.encoder, **pairs(settings.train_settings), **request.get("settings", {})}
     hyperparameters = {name: str(value) for name, value in chosen.items()}
-    channels = {"dataset": f"{lake.DATASETS}{name}/", "encoder": f"{lake.ENCODERS}{settings.encoder}/"}
+    channels = {"dataset": f"{lake.DATASETS}{name}/", "encoder": f"{lake.ENCODERS}{chosen['encoder_name']}/"}
     job = {
         "TrainingJobName": run,
         "HyperParameters": hyperparameters,

@@ -13,7 +13,7 @@ from typing import Any
 
 from retrue import lake, search
 from retrue.artifact import CARD, TRIAL
-from retrue.errors import BadInput, NotFound, TrainingFailed
+from retrue.errors import BadInput, NotFound, TrainingFailed, WrongSetting
 from retrue.lake import Lake
 from retrue.search import Search, Trial
 from retrue.settings import Steps
@@ -38,7 +38,11 @@ def plan(
     if trials > settings.search_trials:
         raise BadInput(f"{trials} trials are asked for, and this deployment allows {settings.search_trials}")
     hours = settings.search_hours
-    if settings.search_cost and settings.price_per_hour:
+    if settings.search_cost:
+        if not settings.price_per_hour:
+            raise WrongSetting(
+                "SEARCH_COST bounds nothing without a price: set PRICE_PER_HOUR, or leave the bound to SEARCH_HOURS"
+            )
         hours = min(hours, settings.search_cost / settings.price_per_hour)
     drawn = search.draw(asked.get("kind"), search.space(asked.get("space"), known), trials, asked.get("seed", 0))
     longest = settings.train_seconds

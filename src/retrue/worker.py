@@ -24,6 +24,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ConnectionError as Unreachable
+from botocore.exceptions import HTTPClientError
+
 from retrue import lake
 from retrue.errors import Interrupted, RetrueError, TrainingFailed
 from retrue.lake import Lake
@@ -34,6 +37,7 @@ SYNC_SECONDS = 30.0  # between two looks at the checkpoints
 TERM_SECONDS = 120  # what SageMaker gives a job between SIGTERM and SIGKILL
 POLL_SECONDS = 0.2
 LAST_SECONDS = 5.0  # for the last lines of a program that has ended
+AWAY = (Unreachable, HTTPClientError)  # a network that is away for a moment ends no work of hours
 
 PROGRESS = re.compile(r"progress (\d(?:\.\d+)?) (.*)")
 PROGRESS_SECONDS = 1.0
@@ -70,7 +74,8 @@ def run(
         match = PROGRESS.match(line)
         if match and (time.monotonic() - told > PROGRESS_SECONDS or match[1].startswith("1")):
             told = time.monotonic()
-            store.put_json(progress_key(job), {"share": float(match[1]), "message": match[2]})
+            with suppress(*AWAY):
+                store.put_json(progress_key(job), {"share": float(match[1]), "message": match[2]})
 
     job = request["TrainingJobName"]
     channels = {
@@ -116,7 +121,7 @@ def serve(store: Lake, activity: Activity, program: Path, name: str, tell: Calla
             except RetrueError as error:
                 tell(f"{job}: failed: {error}")
                 heard = activity.fail(task, type(error).__name__, str(error))
-            except SystemExit:
+            except (SystemExit, KeyboardInterrupt):
                 # The workflow gives the job to the next worker, which goes on from the last checkpoint.
                 activity.fail(task, Interrupted.__name__, "the worker was stopped")
                 raise
@@ -178,7 +183,8 @@ def _kept(store: Lake, folder: Path, config: Mapping[str, str] | None) -> Iterat
 
     def watch() -> None:
         while not over.wait(SYNC_SECONDS):
-            send()
+            with suppress(*AWAY):  # the next look sends it
+                send()
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)

@@ -231,6 +231,14 @@ def test_a_request_may_choose_dataset_and_settings(lake: Lake, tmp_path: Path) -
     assert chosen == {"encoder_name": "tiny", "epochs": "3", "batch_size": "8", "max_tokens": "96"}
 
 
+def test_a_request_that_names_an_encoder_trains_from_that_one(lake: Lake, tmp_path: Path) -> None:
+    base, _ = base_of(lake, tmp_path)
+    request = {"dataset": base, "settings": {"encoder_name": "large"}}
+    job = snapshot(lake, request, encoder="tiny")["job"]
+    assert job["HyperParameters"]["encoder_name"] == "large"
+    assert job["InputDataConfig"][1]["DataSource"]["S3DataSource"]["S3Uri"].endswith("/encoders/large/")
+
+
 def test_without_a_dataset_in_use_the_error_says_how_to_choose_one(lake: Lake) -> None:
     with pytest.raises(BadDataset, match="no dataset is in use yet: run `retrue data"):
         snapshot(lake)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from retrue import trials
-from retrue.errors import BadInput, NotFound, TrainingFailed
+from retrue.errors import BadInput, NotFound, TrainingFailed, WrongSetting
 from retrue.lake import Lake
 from retrue.settings import Steps
 
@@ -137,6 +137,12 @@ def test_time_and_money_bound_a_search_and_number_and_price_are_told(lake: Lake)
     assert 9.8 < kept.plan.cost <= 10
     assert {job["StoppingCondition"]["MaxRuntimeInSeconds"] for job in jobs} == {kept.plan.seconds[0]}
     assert max(trials.read(lake, RUN).plan.seconds) <= 14_400  # type: ignore[union-attr]
+
+
+def test_a_cost_without_a_price_is_refused_since_it_would_bound_nothing(lake: Lake) -> None:
+    with pytest.raises(WrongSetting, match="SEARCH_COST bounds nothing without a price: set PRICE_PER_HOUR"):
+        plan(lake, asked(), search_cost=10.0)
+    assert plan(lake, PLAIN, search_cost=10.0)["jobs"] == [JOB]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from retrue.training import finetune
+from retrue.training import cluster, finetune
 from retrue.training.cluster import Layout, layout
 from retrue.training.settings import Settings
 
@@ -49,6 +50,19 @@ def test_torchrun_is_told_where_to_meet_only_where_there_are_several_nodes() -> 
     assert alone[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "job.py"]
     many = Layout(3, 2, 8, "10.0.0.7").command(Path("job.py"))
     assert {"--nnodes=3", "--node-rank=2", "--master-addr=10.0.0.7", "--nproc-per-node=8"} < set(many)
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(cluster.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(cluster.distributed, "destroy_process_group", lambda: ended.append("destroyed"))
+    told = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    with pytest.raises(MemoryError), cluster.joined(told):
+        raise MemoryError
+    assert ended == []
+    with cluster.joined(told) as found:
+        assert (found.rank, found.size, found.leads) == (1, 2, False)
+    assert ended == ["destroyed"]
 
 
 def test_two_processes_learn_what_one_learns(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:

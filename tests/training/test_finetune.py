@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from retrue import dataset
 from retrue.dataset import Example
 from retrue.errors import BadDataset, Interrupted, TrainingFailed, WrongSetting
-from retrue.training import finetune
+from retrue.training import checkpoint, finetune
 from retrue.training.settings import Settings
 
 QUICK = Settings(learning_rate=3e-3, epochs=1, batch_size=16, max_tokens=32, max_rows=128)
@@ -137,6 +137,36 @@ def test_a_training_that_pauses_goes_on_to_the_same_weights(dropping: Path, tiny
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_pause_between_two_evaluations_changes_nothing_of_what_follows(
+    tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    # So small a rate changes no answer: the second evaluation brings no gain, and ends the training.
+    settings = dataclasses.replace(QUICK, learning_rate=1e-9, epochs=4, patience=1)
+    whole = finetune.finetune(tiny_encoder, tiny_dataset, settings, tmp_path / "whole")
+    assert [entry["step"] for entry in whole.history] == [8, 16]
+    for until, told in ((0.1, [4]), (0.4, [8, 13])):
+        trial = dataclasses.replace(settings, until=until)
+        for _ in range(2):  # one that has paused there is told alike
+            paused = finetune.finetune(
+                tiny_encoder, tiny_dataset, trial, tmp_path / "out", checkpoints=tmp_path / "kept"
+            )
+            assert [entry["step"] for entry in paused.history] == told
+            assert paused.metric == paused.accuracy == paused.history[-1]["accuracy"]
+    result = finetune.finetune(tiny_encoder, tiny_dataset, settings, tmp_path / "out", checkpoints=tmp_path / "kept")
+    assert (result.steps, result.history, result.metric) == (whole.steps, whole.history, whole.metric)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_patience_counts_epochs_also_where_they_have_fewer_steps_than_evaluations(
+    tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    result = train(
+        tiny_encoder, tiny_dataset, tmp_path / "out", learning_rate=1e-9, epochs=9, evaluations=30, patience=1
+    )
+    assert [entry["step"] for entry in result.history] == list(range(1, 10))
+
+
 def test_a_pause_without_a_place_to_pause_in_is_refused(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongSetting, match="until is below 1, which needs a folder for checkpoints"):
         train(tiny_encoder, tiny_dataset, tmp_path / "out", until=0.5)
@@ -158,6 +188,19 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tiny_encoder: Path, tiny_
     (tmp_path / "state.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingFailed, match=r"state\.pt cannot be read: delete it to begin anew"):
         finetune.finetune(tiny_encoder, tiny_dataset, QUICK, tmp_path / "out", checkpoints=tmp_path)
+
+
+def test_a_checkpoint_with_a_wrong_byte_is_not_taken_up(tmp_path: Path) -> None:
+    state = {"numbers": torch.arange(100)}
+    checkpoint.save(tmp_path, "this", state)
+    file = tmp_path / "state.pt"
+    whole = file.read_bytes()
+    place = whole.index(state["numbers"].numpy().tobytes()) + 80
+    file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(TrainingFailed, match="delete it to begin anew"):
+        checkpoint.load(tmp_path, "this")
+    file.write_bytes(whole)
+    assert torch.equal(checkpoint.load(tmp_path, "this")["numbers"], state["numbers"])  # type: ignore[index]
 
 
 def test_checkpoints_are_written_while_the_training_goes_on(
@@ -201,9 +244,9 @@ def test_smoothing_of_labels_and_another_cut_change_the_training(
 ) -> None:
     plain = train(tiny_encoder, tiny_dataset, tmp_path / "plain", max_tokens=16)
     smooth = train(tiny_encoder, tiny_dataset, tmp_path / "smooth", max_tokens=16, label_smoothing=0.2)
-    ends = train(tiny_encoder, tiny_dataset, tmp_path / "ends", max_tokens=16, cut="ends")
+    head = train(tiny_encoder, tiny_dataset, tmp_path / "head", max_tokens=16, cut="head")
     assert plain.losses != smooth.losses
-    assert plain.losses != ends.losses
+    assert plain.losses != head.losses
 
 
 def test_gains_under_the_least_gain_count_as_none(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
@@ -243,7 +286,7 @@ def test_the_result_counts_rows_steps_and_tokens(tiny_encoder: Path, tiny_datase
     told: list[float] = []
     result = finetune.finetune(tiny_encoder, tiny_dataset, QUICK, tmp_path / "out", lambda share, _: told.append(share))
     assert (result.rows, result.steps, result.labels) == (128, 8, ["negative", "positive"])
-    assert result.encoder == "tiny"
+    assert result.encoder == result.settings["encoder_name"] == "tiny"
     assert result.seconds > 0
     assert result.tokens_per_second > 0
     assert 0 <= result.padding < 0.05

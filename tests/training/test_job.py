@@ -69,17 +69,20 @@ def test_a_job_that_is_killed_goes_on_to_the_weights_of_one_that_was_not(
     values = {"epochs": "2", "max_tokens": "32", "max_rows": "512", "batch_size": "4", "until": "0.9"}
     configure(root, **values)
     whole = finetune(tiny_encoder, tiny_dataset, chosen(values), tmp_path / "out", checkpoints=tmp_path / "whole")
-    with start(root) as job:
-        assert job.stdout is not None
-        while PROGRESS.match(job.stdout.readline())[1] < "0.20":  # type: ignore[index]
-            pass
-        job.send_signal(signal.SIGTERM)
-        job.communicate(timeout=60)
-    assert job.returncode == 1
-    reason = (root / "output/failure").read_text()
-    step = int(re.fullmatch(r"the training was stopped from outside after step (\d+) of 256", reason)[1])  # type: ignore[index]
-    assert 0 < step < whole.steps
-    assert list((root / "model").iterdir()) == []
+    step = 0
+    for share, name in (("0.20", signal.SIGTERM), ("0.50", signal.SIGINT)):
+        with start(root) as job:
+            assert job.stdout is not None
+            while PROGRESS.match(job.stdout.readline())[1] < share:  # type: ignore[index]
+                pass
+            job.send_signal(name)
+            job.communicate(timeout=60)
+        assert job.returncode == 1
+        reason = (root / "output/failure").read_text()
+        before = step
+        step = int(re.fullmatch(r"the training was stopped from outside after step (\d+) of 256", reason)[1])  # type: ignore[index]
+        assert before < step < whole.steps
+        assert list((root / "model").iterdir()) == []
     with start(root) as job:
         _, err = job.communicate(timeout=300)
     assert job.returncode == 0, err

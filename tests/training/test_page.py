@@ -70,6 +70,13 @@ def test_text_from_outside_is_not_acted_on(card: Card) -> None:
     assert not re.search(r"(?<!\\)<(b|img)\b", text)
 
 
+def test_the_step_of_the_kept_weights_is_the_later_of_two_equally_good_ones(card: Card) -> None:
+    history = [{"step": step, "accuracy": 0.9, "f1_macro": 0.9, "loss": 0.1} for step in (11, 22)]
+    history.append({**history[0], "step": 33, "accuracy": 0.8})
+    text = page.render(dataclasses.replace(card, run={**card.run, "history": history}))
+    assert "was 90.0 %, at step 22; these weights were kept." in text
+
+
 def test_a_part_with_few_rows_is_named_among_the_limits(card: Card) -> None:
     small = {"by": "source", "part": "feedback", "n": 12, "accuracy": 0.75, "low": 0.428, "high": 0.945}
     text = page.render(dataclasses.replace(card, metrics={**card.metrics, "slices": [small]}))

@@ -21,8 +21,8 @@ def test_settings_come_from_texts_and_a_misspelt_name_is_an_error() -> None:
 
 def test_every_setting_out_of_its_range_is_named_in_one_error() -> None:
     with pytest.raises(WrongSetting) as raised:
-        chosen({"epochs": "0", "warmup": "1.5", "learning_rate": "nan", "cut": "tail", "metric": "auc", "until": "0"})
+        chosen({"epochs": "0", "warmup": "1.5", "learning_rate": "nan", "cut": "tail", "metric": "auc", "seed": "-1"})
     assert str(raised.value) == (
-        "learning_rate must be at least 1e-12; epochs must be at least 1; until must be at least 1e-06; "
+        "learning_rate must be at least 1e-12; epochs must be at least 1; seed must be at least 0; "
         "warmup must be at most 1; metric must be one of accuracy, f1_macro; cut must be one of head, ends"
     )

@@ -32,11 +32,13 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     damaged = f"the checkpoint {path} cannot be read: delete it to begin anew"
-    if not zipfile.is_zipfile(path):  # which torch's own reader would take for a format of long ago
-        raise TrainingFailed(damaged)
     try:
+        # torch's own reader looks at no checksum, and goes on from whatever numbers it finds.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise TrainingFailed(damaged)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise TrainingFailed(damaged) from error
     state: dict[str, Any] = found["state"]
     return state if found["fingerprint"] == name else None

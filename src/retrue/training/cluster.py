@@ -130,7 +130,7 @@ def joined(environ: Mapping[str, str] = os.environ) -> Iterator[Cluster]:
     if cuda:
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
-    try:
-        yield Cluster(rank, size, local)
-    finally:
-        distributed.destroy_process_group()
+    yield Cluster(rank, size, local)
+    # Not after an error: the others may wait for this process, and NCCL would wait for them in turn. torchrun ends
+    # them once this one has told its reason and is gone.
+    distributed.destroy_process_group()

@@ -153,6 +153,12 @@ def finetune(
             if checkpoints and cluster.leads:
                 checkpoint.save(checkpoints, name, kept)
 
+        def evaluated() -> dict[str, float]:
+            entry = _evaluated(learner, held, validation, manifest.labels, state.step, per_epoch)
+            since = state.history[-1]["step"] if state.history else 0
+            losses = [loss for step, loss in state.losses if step > since] or [state.lost / state.summed]
+            return entry | {"loss": sum(losses) / len(losses)}
+
         saved = said = time.monotonic()
         plan = _plan(settings, own.lengths, recent, state.step)
         with tqdm(total=goal, initial=state.step, unit="step", disable=None if cluster.leads else True) as bar:
@@ -176,18 +182,15 @@ def finetune(
                     now - saved > settings.checkpoint_minutes * 60,
                     stop(),
                 )
-                if (state.step - 1) % per_epoch + 1 in due or state.step == goal or late:
-                    entry = _evaluated(learner, held, validation, manifest.labels, state.step, per_epoch)
-                    value = entry[settings.metric]
-                    since = state.history[-1]["step"] if state.history else 0
-                    losses = [loss for step, loss in state.losses if step > since] or [seen.loss]
-                    state.history.append(entry | {"loss": sum(losses) / len(losses)})
+                if (state.step - 1) % per_epoch + 1 in due or late:
+                    state.history.append(evaluated())
+                    value = state.history[-1][settings.metric]
                     if value >= state.best:  # of equals the one that has learned for longer
-                        state.best, state.accuracy, best = value, entry["accuracy"], learner.weights()
+                        state.best, state.accuracy, best = value, state.history[-1]["accuracy"], learner.weights()
                     state.stale += 1
                     if value > state.mark and value >= state.mark + settings.min_gain:
                         state.mark, state.stale = value, 0
-                    exhausted = state.stale >= settings.patience * settings.evaluations
+                    exhausted = state.stale >= settings.patience * len(due)
                     state.over = exhausted or late or state.step == total
                 if checkpoints and (ripe or stopped or state.over or state.step == goal):
                     save()
@@ -206,6 +209,14 @@ def finetune(
                     said = now
                     log.info("step %d of %d: %s", state.step, total, message)
 
+        history, metric, accuracy = state.history, state.best, state.accuracy
+        if not state.over and (not history or history[-1]["step"] < state.step):
+            # The pause is no evaluation that the settings ask for: it is told, and the training that goes on knows
+            # nothing of it.
+            entry = evaluated()
+            history = [*history, entry]
+            if entry[settings.metric] >= metric:
+                metric, accuracy = entry[settings.metric], entry["accuracy"]
         if state.over and cluster.leads:
             learner.model.load_state_dict(best)
             encoders.save(learner.model, out)
@@ -215,17 +226,17 @@ def finetune(
         return Result(
             encoder=facts["name"],
             notice=facts["notice"],
-            settings=asdict(settings),
+            settings=asdict(settings) | {"encoder_name": facts["name"]},  # whatever it was called where it was chosen
             labels=manifest.labels,
             rows=len(train),
             steps=state.step,
-            accuracy=state.accuracy,
+            accuracy=accuracy,
             seconds=round(before + time.monotonic() - began, 3),
             tokens_per_second=round(state.real / state.learning, 1),
             device=str(learner),
             bf16=learner.bf16,
-            history=state.history,
-            metric=state.best,
+            history=history,
+            metric=metric,
             paused=not state.over,
             padding=round(1 - state.real / state.fed, 4),
             peak_memory_mb=round(learner.peak_memory_mb(), 1),
@@ -236,7 +247,7 @@ def finetune(
 
 
 def code() -> str:
-    """What names the version of this program: its number, and the hash of its files."""
+    """What names the version of this program: the hash of its files."""
     root = Path(retrue.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -35,7 +35,7 @@ def render(card: Card) -> str:
         slices=[(by, list(parts)) for by, parts in itertools.groupby(found["slices"], lambda part: part["by"])],
         few=[part for part in found["slices"] if part["high"] - part["low"] > FEW],
         metric=metric,
-        best=max(card.run["history"], key=lambda entry: entry[metric]),
+        best=max(reversed(card.run["history"]), key=lambda entry: entry[metric]),  # of equals the later one is kept
         narrow=NARROW,
         files=artifact,
     )

@@ -35,7 +35,7 @@ class Settings:
     batch_size: int = 32
     batch_tokens: int = 0
     max_tokens: int = 256
-    cut: str = "head"
+    cut: str = "ends"
     warmup: float = 0.1
     weight_decay: float = 0.01
     layer_decay: float = 1.0
@@ -58,6 +58,7 @@ class Settings:
             "learning_rate": 1e-12, "epochs": 1, "batch_size": 1, "batch_tokens": 0, "max_tokens": 8, "warmup": 0,
             "weight_decay": 0, "layer_decay": 0.01, "label_smoothing": 0, "frozen_layers": 0, "evaluations": 1,
             "patience": 1, "min_gain": 0, "max_rows": 0, "minutes": 0, "until": 1e-6, "checkpoint_minutes": 0,
+            "seed": 0,
         }  # fmt: skip
         most = {"warmup": 1, "layer_decay": 1, "label_smoothing": 0.99, "replay_share": 1, "until": 1}
         # The negations refuse NaN, which is on neither side of any limit.
