@@ -64,7 +64,12 @@ def test_the_card_tells_what_the_shipped_graph_really_scores(tiny_model: Path, t
     for split in ("validation", "test"):
         rows, scored = held_out(tiny_model, tiny_dataset, split)
         truth, predicted = [row.label for row in rows], [answer.label for answer in scored]
-        assert card.metrics[split] == dataclasses.asdict(metrics.quality(truth, predicted, card.labels))
+        found = metrics.quality(truth, predicted, card.labels)
+        macro, each = metrics.f1_intervals(found.confusion, seed=0)
+        assert card.metrics[split] == dataclasses.asdict(found) | {
+            "f1_macro_interval": [macro.low, macro.high],
+            "f1_intervals": {label: [one.low, one.high] for label, one in zip(card.labels, each, strict=True)},
+        }
 
 
 def test_the_slices_of_the_card_are_parts_of_the_test_rows(tiny_model: Path) -> None:

@@ -22,7 +22,10 @@ def renamed(card: Card, labels: list[str]) -> Card:
     """The card as it would be with other names for the two labels."""
     names = dict(zip(card.labels, labels, strict=True))
     splits = {
-        split: {**card.metrics[split], "f1": {names[k]: v for k, v in card.metrics[split]["f1"].items()}}
+        split: {
+            **card.metrics[split],
+            **{key: {names[k]: v for k, v in card.metrics[split][key].items()} for key in ("f1", "f1_intervals")},
+        }
         for split in ("validation", "test")
     }
     parts = [{**part, "part": names.get(part["part"], part["part"])} for part in card.metrics["slices"]]
@@ -45,6 +48,9 @@ def test_the_page_tells_what_the_card_holds(card: Card, tiny_model: Path) -> Non
         f"| seed | {card.run['seed']} |",
     ):
         assert said in text
+    low, high = test["f1_macro_interval"]
+    assert low < test["f1_macro"] < high
+    assert f"| {test['f1_macro']:.3f} | {low:.3f} to {high:.3f} |" in text
     for part in card.metrics["slices"]:
         assert f"| {part['part']} | {part['n']} |" in text
 

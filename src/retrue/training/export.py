@@ -121,7 +121,7 @@ def export(
     )
     (out / artifact.REFERENCE).write_bytes(reference.to_bytes())
     measured = _measure(result.labels, test, answers[: len(test)], temperature)
-    measured["validation"] = asdict(_quality(result.labels, validation, answers[len(test) :]))
+    measured["validation"] = _quality(result.labels, validation, answers[len(test) :])
     measured["int8"] = comparison
     run = {
         **{name: value for name, value in asdict(result).items() if name not in UNTOLD},
@@ -209,7 +209,7 @@ def _measure(
         "source": metrics.groups([row.source for row in rows]),
     }
     return {
-        "test": asdict(_quality(labels, rows, answers)),
+        "test": _quality(labels, rows, answers),
         "slices": [asdict(part) for part in metrics.slices(right, parts)],
         "truncated": float(np.mean([answer.truncated for answer in answers])),
         # On rows to which the temperature was not fitted.
@@ -239,8 +239,11 @@ def _logits(answers: Sequence[Scored]) -> NDArray[np.float32]:
     return np.array([answer.logits for answer in answers])
 
 
-def _quality(labels: list[str], rows: Sequence[Example], answers: Sequence[Scored]) -> metrics.Quality:
-    return metrics.quality([row.label for row in rows], [answer.label for answer in answers], labels)
+def _quality(labels: list[str], rows: Sequence[Example], answers: Sequence[Scored]) -> dict[str, Any]:
+    found = metrics.quality([row.label for row in rows], [answer.label for answer in answers], labels)
+    macro, each = metrics.f1_intervals(found.confusion, seed=0)
+    intervals = {label: [one.low, one.high] for label, one in zip(labels, each, strict=True)}
+    return {**asdict(found), "f1_macro_interval": [macro.low, macro.high], "f1_intervals": intervals}
 
 
 def _golden(folder: Path) -> list[dict[str, Any]]:
