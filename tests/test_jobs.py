@@ -79,11 +79,11 @@ def drop(
 def drop_labels(
     lake: Lake,
     body: bytes,
-    settings: Batch = SETTINGS,
     key: str = "labels/truth.csv",
     remaining: Callable[[], float] = plenty,
     identity: str = "identity",
     ms: int = MS + 60_000,
+    settings: Batch = SETTINGS,
 ) -> Job:
     lake.put(key, body, "text/csv")
     job = jobs.start(lake, "label", key, identity, ms)
@@ -494,7 +494,7 @@ def test_of_a_share_every_row_is_answered_and_only_those_kept_can_be_labelled(
     assert [record.id for record in captured(lake)] == expected
     for names in (answered, [str(n) for n in range(12)]):
         labels = csv_file([["id", "label"], *[[name, "negative"] for name in names]])
-        truth = drop_labels(lake, labels, half, identity=names[0])
+        truth = drop_labels(lake, labels, settings=half, identity=names[0])
         assert (truth.accepted, truth.rejected) == (len(expected), 12 - len(expected))
         reasons = {cells[1] for cells in table(lake, truth, "rejects.csv")[1:]}
         assert reasons == {"no record of this prediction was kept: 50 % are, which their ids decide (CaptureRate)"}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import boto3
 import pytest
@@ -74,9 +74,12 @@ def test_a_prediction_lies_in_the_hour_that_its_id_tells(lake: Lake) -> None:
 
 
 def test_a_prediction_is_found_among_others_of_its_millisecond(lake: Lake) -> None:
-    first, second, third = (prediction(NOW, text) for text in ("é", "line\nbreak", None))
+    first = prediction(NOW, "é")
+    second, third = prediction(NOW, f'line\nbreak {{"id":"{first.id}"}}'), prediction(NOW)
     lake.write_predictions([first, second])
     lake.write_predictions([third])
+    assert [lake.find_prediction(one.id) for one in (first, second, third)] == [first, second, third]
+    batch(lake)
     assert [lake.find_prediction(one.id) for one in (first, second, third)] == [first, second, third]
 
 
@@ -255,6 +258,18 @@ def test_a_document_that_was_deleted_is_not_written_over(lake: Lake) -> None:
     lake.delete(["state.json"])
     assert not lake.put_json_if("state.json", {"checks": 1}, version)
     assert list(lake.keys("")) == []
+
+
+@pytest.mark.parametrize(("table", "record"), [("predictions", Prediction), ("labelled", Label)])
+def test_the_page_has_a_table_with_the_columns_of_the_records(table: str, record: type) -> None:
+    kinds = {str: "string", int: "int", float: "double", bool: "boolean"}
+    kinds |= {dict[str, float]: "map<string,double>", list[float]: "array<double>", str | None: "string"}
+    page = (Path(__file__).parents[1] / "docs/lake.md").read_text()
+    columns, rest = page.partition(f"CREATE EXTERNAL TABLE {table} (\n")[2].partition(";\n")[0].split("\n)\n", 1)
+    told = [line.strip().rstrip(",").replace("`", "").split(" ") for line in columns.splitlines()]
+    assert told == [[name, kinds[kind]] for name, kind in get_type_hints(record).items()]
+    assert f"'s3://BUCKET/{table}/date=${{date}}/hour=${{hour}}/'" in rest
+    assert hour_prefix(f"{table}/", NOW) == f"{table}/date=2026-01-01/hour=09/"
 
 
 def test_put_new_lets_the_first_writer_win(lake: Lake) -> None:
