@@ -145,6 +145,17 @@ def test_one_prediction_may_be_labelled_twice(lake: Lake) -> None:
     assert [label.label for label in lake.newest_labels(NOW, 1)] == ["negative", "positive\tor so", "negative"]
 
 
+def test_a_label_that_came_twice_in_one_file_is_one(lake: Lake) -> None:
+    one, other = prediction(NOW), prediction(NOW)
+    told = [of.truth("negative", iso(NOW), "csv:0f1e2d") for of in (one, other, one)]
+    lake.write_labels(told)
+    with Intake(lake, Label) as found:
+        assert list(found) == told[:2]
+        found.commit()
+    assert {label.id for label in lake.newest_labels(NOW, 1)} == {one.id, other.id}
+    assert list(lake.keys(FEEDBACK)) == []
+
+
 @pytest.mark.parametrize("operation", ["PutObject", "DeleteObjects"])
 @pytest.mark.parametrize("passes", [0, 1, 2])
 def test_a_commit_that_breaks_off_anywhere_is_finished_by_the_next(
