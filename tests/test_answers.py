@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from retrue import answers, artifact
 from retrue.answers import Answers
 from retrue.classifier import Classifier
 from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, TooLarge, UnknownLabel
+from retrue.intake import Intake
 from retrue.lake import CAPTURE, FEEDBACK, Lake
 from retrue.metrics import softmax
-from retrue.records import Job, id_ms, iso, new_id
+from retrue.records import Job, Prediction, id_ms, iso, kept, new_id
 from retrue.settings import Predict
 
 NOW = 1_767_259_800_125
@@ -73,6 +75,27 @@ def test_texts_are_kept_only_where_the_deployment_says_so(classifier: Classifier
     assert [lake.find_prediction(one.id).text for one in found] == TEXTS
 
 
+def test_a_share_is_kept_where_the_deployment_says_so(classifier: Classifier, lake: Lake) -> None:
+    ours = made(classifier, lake, capture_rate=0.5)
+    draw = random.Random(0)
+    found = [one for n in range(6) for one in ours.predict(TEXTS, NOW + n, draw.randbytes)]
+    expected = [kept(one.id, 0.5) for one in found]
+    assert {True, False} == set(expected)
+    for one, is_kept in zip(found, expected, strict=True):
+        if is_kept:
+            assert lake.find_prediction(one.id) == one
+            ours.feedback(one.id, "positive", NOW)
+        else:
+            with pytest.raises(NotFound, match=r"no record of this prediction was kept: 50 % are"):
+                ours.feedback(one.id, "positive", NOW)
+    assert len(list(lake.newest_labels(NOW, hours=1))) == sum(expected)
+
+
+def test_an_answer_of_which_nothing_is_kept_writes_nothing(classifier: Classifier, lake: Lake) -> None:
+    assert len(made(classifier, lake, capture_rate=0.001).predict(TEXTS, NOW, lambda n: bytes([255] * n))) == 2
+    assert list(lake.keys("")) == []
+
+
 def test_nothing_is_answered_where_nothing_can_be_kept(classifier: Classifier, lake: Lake) -> None:
     lake.s3.delete_bucket(Bucket="lake")
     with pytest.raises(lake.s3.exceptions.NoSuchBucket):
@@ -103,7 +126,21 @@ def test_feedback_carries_the_facts_of_its_prediction(classifier: Classifier, la
     truth = ours.feedback(one.id, other, NOW + 5)
     assert (truth.id, truth.label, truth.predicted, truth.model) == (one.id, other, one.label, one.model)
     assert (truth.time, truth.scores, truth.text) == (iso(NOW + 5), one.scores, TEXTS[0])
+    assert (truth.tokens, truth.source, truth.origin) == (one.tokens, "http", "http")
     assert list(lake.newest_labels(NOW + 5, hours=1)) == [truth]
+
+
+def test_feedback_finds_a_prediction_that_was_batched_months_ago(classifier: Classifier, lake: Lake) -> None:
+    ours = made(classifier, lake)
+    first, second = ours.predict(TEXTS, NOW, os.urandom)
+    with Intake(lake, Prediction) as found:
+        assert len(list(found)) == 2
+        found.commit()
+    later = NOW + 100 * 24 * 3_600_000
+    assert [ours.feedback(one.id, "positive", later).predicted for one in (first, second)] == [
+        first.label,
+        second.label,
+    ]
 
 
 def test_feedback_for_an_unknown_prediction_is_refused(classifier: Classifier, lake: Lake) -> None:

@@ -14,10 +14,11 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from retrue import corpus, jobs, labelling, scoring
+from retrue import corpus, intake, jobs, labelling, scoring
 from retrue.classifier import Classifier
-from retrue.lake import CAPTURE, FEEDBACK, Lake
-from retrue.records import Job, Label, Prediction, id_ms, iso, new_id
+from retrue.intake import Intake
+from retrue.lake import CAPTURE, FEEDBACK, PREDICTIONS, Lake
+from retrue.records import Job, Label, Prediction, id_ms, iso, kept, new_id
 from retrue.settings import Batch
 
 BUCKET = "retrue-test"
@@ -82,10 +83,11 @@ def drop_labels(
     remaining: Callable[[], float] = plenty,
     identity: str = "identity",
     ms: int = MS + 60_000,
+    settings: Batch = SETTINGS,
 ) -> Job:
     lake.put(key, body, "text/csv")
     job = jobs.start(lake, "label", key, identity, ms)
-    return labelling.label_file(lake, job, SETTINGS, ticking(), remaining)
+    return labelling.label_file(lake, job, settings, ticking(), remaining)
 
 
 def table(lake: Lake, job: Job, name: str) -> list[list[str]]:
@@ -451,6 +453,51 @@ def test_the_objects_of_the_lake_are_read_once_however_the_rows_are_shuffled(
         lake.keys(CAPTURE), 1
     )
     assert len(list(lake.keys(FEEDBACK))) == 3
+
+
+def test_labels_find_batched_predictions_and_read_each_object_once(
+    lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", 1)
+    monkeypatch.setattr(intake, "RECORDS", 5)
+    drop(lake, classifier, csv_file([["id", "text"], *[[str(n), text] for n, text in enumerate(TEXTS)]]))
+    with Intake(lake, Prediction) as found:
+        records = list(found)
+        found.commit()
+    assert captured(lake) == []
+    read: Counter[str] = Counter()
+    get = lake.get
+    monkeypatch.setattr(lake, "get", lambda key: (read.update([key]), get(key))[1])
+    named = [[records[n].id if n % 2 else str(n), "negative"] for n in range(12)]
+    job = drop_labels(lake, csv_file([["id", "label"], *named[::-1]]))
+    assert (job.accepted, job.rejected) == (12, 0)
+    told = {label.id: label for label in labelled(lake)}
+    assert {one.id: (one.label, one.tokens, "csv") for one in records} == {
+        label.id: (label.predicted, label.tokens, label.origin) for label in told.values()
+    }
+    # Once for ids of predictions, and once for those of the file.
+    assert {key: count for key, count in read.items() if key.startswith(PREDICTIONS)} == dict.fromkeys(
+        lake.keys(PREDICTIONS), 2
+    )
+
+
+def test_of_a_share_every_row_is_answered_and_only_those_kept_can_be_labelled(
+    lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", 2)
+    half = Batch(**{**vars(SETTINGS), "capture_rate": 0.5})
+    body = csv_file([["id", "text"], *[[str(n), text] for n, text in enumerate(TEXTS)]])
+    job = drop(lake, classifier, body, settings=half)
+    answered = [cells[4] for cells in table(lake, job, "results.csv")[1:]]
+    expected = [id for id in answered if kept(id, 0.5)]
+    assert 0 < len(expected) < len(answered) == job.accepted == 12
+    assert [record.id for record in captured(lake)] == expected
+    for names in (answered, [str(n) for n in range(12)]):
+        labels = csv_file([["id", "label"], *[[name, "negative"] for name in names]])
+        truth = drop_labels(lake, labels, settings=half, identity=names[0])
+        assert (truth.accepted, truth.rejected) == (len(expected), 12 - len(expected))
+        reasons = {cells[1] for cells in table(lake, truth, "rejects.csv")[1:]}
+        assert reasons == {"no record of this prediction was kept: 50 % are, which their ids decide (CaptureRate)"}
 
 
 def test_labels_delivered_again_or_after_a_crash_are_written_once(

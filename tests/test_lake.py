@@ -2,28 +2,40 @@
 
 import gzip
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
+from botocore.stub import Stubber
 from moto import mock_aws
 
 from retrue.errors import NotFound
-from retrue.lake import CAPTURE, FEEDBACK, LEDGER, Lake, hour_prefix, split_uri, stamp
+from retrue.intake import Intake
+from retrue.lake import CAPTURE, FEEDBACK, LABELLED, LEDGER, Lake, hour_prefix, split_uri, stamp
 from retrue.records import Job, Label, LedgerEntry, Prediction, iso, new_id
 
 HOUR = 3_600_000
 NOW = 1_767_259_800_000  # 2026-01-01T09:30Z
 
 
-@pytest.fixture
-def lake() -> Iterator[Lake]:
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
     with mock_aws():
-        client = boto3.client("s3")
-        where = {"LocationConstraint": client.meta.region_name}
-        client.create_bucket(Bucket="lake", CreateBucketConfiguration=where)
-        yield Lake("lake", client)
+        yield boto3.client("s3")
+
+
+@pytest.fixture
+def lake(s3: Any) -> Iterator[Lake]:
+    s3.create_bucket(Bucket="lake", CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
+    yield Lake("lake", s3)
+    for key in list(Lake("lake", s3).keys("")):
+        s3.delete_object(Bucket="lake", Key=key)
+    s3.delete_bucket(Bucket="lake")
 
 
 def prediction(ms: int, text: str | None = None) -> Prediction:
@@ -36,6 +48,24 @@ def label(ms: int, of: Prediction) -> Label:
     return Label(of.id, iso(ms), "negative", of.model, of.label, of.scores, "http")
 
 
+def batch(lake: Lake) -> None:
+    """What the monitor does with what came."""
+    for kind in (Prediction, Label):
+        with Intake(lake, kind) as found:
+            list(found)
+            found.commit()
+
+
+@pytest.fixture
+def asked(lake: Lake) -> Iterator[Counter[str]]:
+    """How often each operation of S3 was called."""
+    calls: Counter[str] = Counter()
+    events = lake.s3.meta.events
+    events.register("before-call.s3", lambda model, **_: calls.update([model.name]), unique_id="asked")
+    yield calls
+    events.unregister("before-call.s3", unique_id="asked")
+
+
 def test_a_prediction_lies_in_the_hour_that_its_id_tells(lake: Lake) -> None:
     found = prediction(NOW)
     key = lake.write_predictions([found])
@@ -44,15 +74,73 @@ def test_a_prediction_lies_in_the_hour_that_its_id_tells(lake: Lake) -> None:
 
 
 def test_a_prediction_is_found_among_others_of_its_millisecond(lake: Lake) -> None:
-    first, second, third = (prediction(NOW, text) for text in ("é", "line\nbreak", None))
+    first = prediction(NOW, "é")
+    second, third = prediction(NOW, f'line\nbreak {{"id":"{first.id}"}}'), prediction(NOW)
     lake.write_predictions([first, second])
     lake.write_predictions([third])
     assert [lake.find_prediction(one.id) for one in (first, second, third)] == [first, second, third]
+    batch(lake)
+    assert [lake.find_prediction(one.id) for one in (first, second, third)] == [first, second, third]
+
+
+def test_a_batched_prediction_takes_one_listing_and_one_read(lake: Lake, asked: Counter[str]) -> None:
+    made = [prediction(NOW - n * 400 * HOUR) for n in range(3)]
+    for one in made:
+        lake.write_predictions([one])
+    batch(lake)
+    for one in made:
+        asked.clear()
+        assert lake.find_prediction(one.id) == one
+        assert asked == {"ListObjectsV2": 1, "GetObject": 1}
+
+
+def test_predictions_in_both_places_come_in_the_order_of_their_ids_and_each_object_is_read_once(
+    lake: Lake, asked: Counter[str]
+) -> None:
+    made = [prediction(NOW + n % 30) for n in range(60)]
+    for _, some in groupby(sorted(made[:45], key=lambda one: one.time), lambda one: one.time):
+        lake.write_predictions(list(some))
+    batch(lake)
+    for one in made[45:]:
+        lake.write_predictions([one])
+    asked.clear()
+    wanted = [one.id for one in made[::-2]]
+    found = [one for some in lake.find_predictions([*wanted, "nonsense", new_id(NOW, bytes(10))]) for one in some]
+    assert [one.id for one in found] == sorted(wanted)
+    assert asked["GetObject"] <= 1 + 15
+
+
+def test_a_prediction_that_is_batched_while_it_is_looked_for_is_found(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = prediction(NOW), prediction(NOW + HOUR)
+    lake.write_predictions([one])
+    look = lake._new_predictions
+
+    def too_late(times: Sequence[int]) -> list[dict[str, Prediction]]:
+        batch(lake)
+        return look(times)
+
+    monkeypatch.setattr(lake, "_new_predictions", too_late)
+    assert lake.find_prediction(one.id) == one
+    lake.write_predictions([other])
+
+    def deleted(key: str) -> list[bytes]:
+        batch(Lake(lake.bucket, lake.s3))
+        return lines(key)
+
+    monkeypatch.setattr(lake, "_new_predictions", look)
+    lines = lake._lines
+    monkeypatch.setattr(lake, "_lines", lambda key: deleted(key) if key.startswith(CAPTURE) else lines(key))
+    assert lake.find_prediction(other.id) == other
 
 
 @pytest.mark.parametrize("id", ["", "nonsense", "../../ledger/x", new_id(NOW, bytes(10))])
-def test_an_id_that_was_never_given_is_not_found(lake: Lake, id: str) -> None:
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_id_that_was_never_given_is_not_found(lake: Lake, id: str, batched: bool) -> None:
     lake.write_predictions([prediction(NOW)])
+    if batched:
+        batch(lake)
     with pytest.raises(NotFound, match="no prediction with this id"):
         lake.find_prediction(id)
 
@@ -88,6 +176,100 @@ def test_labels_are_kept_by_the_time_they_arrived(lake: Lake) -> None:
     assert lake.write_labels([first]).startswith(hour_prefix(FEEDBACK, NOW))
     lake.write_labels([second])
     assert list(lake.newest_labels(NOW, hours=1)) == [second, first]
+
+
+def test_labels_come_newest_first_from_both_places(lake: Lake) -> None:
+    old = prediction(NOW - 90 * 24 * HOUR)
+    made = [label(NOW - n * 13 * 60_000, old) for n in range(20)]
+    for late in (made[3::5], made[1::4], made[0::2]):  # batches of one hour that overlap, and the last not batched
+        batch(lake)
+        for one in late:
+            lake.write_labels([one])
+    written = {one.time for late in (made[3::5], made[1::4], made[0::2]) for one in late}
+    found = list(lake.newest_labels(NOW, hours=24))
+    assert {one.time for one in found} == written
+    assert [one.time for one in found] == sorted((one.time for one in found), reverse=True)
+
+
+def test_of_batched_labels_only_the_days_asked_for_are_listed_and_read(lake: Lake, asked: Counter[str]) -> None:
+    old = prediction(NOW - 90 * 24 * HOUR)
+    made = [label(NOW - n * 24 * HOUR, old) for n in range(12)]
+    for one in made:
+        lake.write_labels([one])
+    batch(lake)
+    assert len(list(lake.keys(LABELLED))) == 12
+    asked.clear()
+    assert list(lake.newest_labels(NOW, hours=5 * 24)) == made[:6]
+    assert asked == {"ListObjectsV2": 2, "GetObject": 6}
+
+
+def test_a_label_that_is_batched_while_labels_are_read_is_not_missed(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = label(NOW, prediction(NOW - HOUR))
+    lake.write_labels([one])
+    lines = lake._lines
+
+    def deleted(key: str) -> list[bytes]:
+        batch(Lake(lake.bucket, lake.s3))
+        return lines(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lake, "_lines", lambda key: deleted(key) if key.startswith(FEEDBACK) else lines(key))
+        assert list(lake.newest_labels(NOW, hours=1)) == [one]
+    assert list(lake.newest_labels(NOW, hours=1)) == [one]
+
+
+def test_objects_are_deleted_many_at_a_time_and_those_that_have_gone_do_no_harm(
+    lake: Lake, asked: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrue.lake.MOST_DELETED", 2)
+    for name in "abcde":
+        lake.put(name, b"")
+    asked.clear()
+    lake.delete(["a", "b", "gone", "c", "d"])
+    assert asked == {"DeleteObjects": 3}
+    lake.delete([])
+    assert list(lake.keys("")) == ["e"]
+
+
+def test_what_may_not_be_deleted_is_an_error_though_the_answer_is_good(lake: Lake) -> None:
+    refused = {"Key": "a", "Code": "AccessDenied", "Message": "Access Denied"}
+    with Stubber(lake.s3) as answers:
+        answers.add_response("delete_objects", {"Errors": [refused]})
+        with pytest.raises(ClientError, match="AccessDenied"):
+            lake.delete(["a"])
+
+
+def test_a_document_is_written_only_over_the_version_that_was_read(lake: Lake) -> None:
+    assert lake.get_versioned("state.json") == (None, None)
+    assert lake.put_json_if("state.json", {"checks": 1}, None)
+    assert not lake.put_json_if("state.json", {"checks": "also first"}, None)
+    value, version = lake.get_versioned("state.json")
+    assert value == {"checks": 1}
+    assert lake.put_json_if("state.json", {"checks": 2}, version)
+    assert not lake.put_json_if("state.json", {"checks": "also second"}, version)
+    assert lake.get_json("state.json") == {"checks": 2}
+
+
+def test_a_document_that_was_deleted_is_not_written_over(lake: Lake) -> None:
+    lake.put_json("state.json", {})
+    _, version = lake.get_versioned("state.json")
+    lake.delete(["state.json"])
+    assert not lake.put_json_if("state.json", {"checks": 1}, version)
+    assert list(lake.keys("")) == []
+
+
+@pytest.mark.parametrize(("table", "record"), [("predictions", Prediction), ("labelled", Label)])
+def test_the_page_has_a_table_with_the_columns_of_the_records(table: str, record: type) -> None:
+    kinds = {str: "string", int: "int", float: "double", bool: "boolean"}
+    kinds |= {dict[str, float]: "map<string,double>", list[float]: "array<double>", str | None: "string"}
+    page = (Path(__file__).parents[1] / "docs/lake.md").read_text()
+    columns, rest = page.partition(f"CREATE EXTERNAL TABLE {table} (\n")[2].partition(";\n")[0].split("\n)\n", 1)
+    told = [line.strip().rstrip(",").replace("`", "").split(" ") for line in columns.splitlines()]
+    assert told == [[name, kinds[kind]] for name, kind in get_type_hints(record).items()]
+    assert f"'s3://BUCKET/{table}/date=${{date}}/hour=${{hour}}/'" in rest
+    assert hour_prefix(f"{table}/", NOW) == f"{table}/date=2026-01-01/hour=09/"
 
 
 def test_put_new_lets_the_first_writer_win(lake: Lake) -> None:

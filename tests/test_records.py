@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrue.records import Job, Label, Prediction, from_iso, id_ms, iso, new_id
+from retrue.records import LAST_MS, Job, Label, Prediction, from_iso, id_ms, iso, kept, new_id, why_missing
 
 MS = st.integers(0, 253_402_300_799_999)  # until the end of the year 9999
 
@@ -56,6 +57,42 @@ def test_a_time_survives_its_text(ms: int) -> None:
 
 def test_a_time_is_utc_with_milliseconds() -> None:
     assert iso(1_767_259_800_125) == "2026-01-01T09:30:00.125Z"
+
+
+@given(st.binary(min_size=10, max_size=10), st.floats(0, 1), st.floats(0, 1))
+def test_what_is_kept_at_a_rate_is_kept_at_every_higher_one_at_any_time(
+    entropy: bytes, one: float, other: float
+) -> None:
+    low, high = sorted((one, other))
+    assert kept(new_id(0, entropy), low) <= kept(new_id(LAST_MS, entropy), high)
+
+
+def test_the_share_that_is_kept_is_the_rate() -> None:
+    draw = random.Random(0)
+    ids = [new_id(n, draw.randbytes(10)) for n in range(4_000)]
+    for rate, low, high in ((0, 0, 0), (0.1, 0.08, 0.12), (0.5, 0.47, 0.53), (1, 1, 1)):
+        assert low <= sum(kept(id, rate) for id in ids) / len(ids) <= high
+
+
+def test_what_was_not_kept_is_told_apart_from_what_never_was() -> None:
+    first, last = (new_id(0, bytes([filled]) * 10) for filled in (0, 255))
+    assert why_missing(last, 0.125).startswith("no record of this prediction was kept: 12.5 % are")
+    for id, rate in ((first, 0.125), (last, 1), ("nonsense", 0.125)):
+        assert why_missing(id, rate) == "there is no prediction with this id"
+
+
+def test_a_label_carries_the_facts_of_its_prediction() -> None:
+    scores = {"good": 0.2, "bad": 0.8}
+    one = Prediction("i", iso(0), "m", "bad", 0.8, scores, 9, False, [0.5], "csv:0f1e2d", "a text")
+    assert one.truth("good", iso(5), "http") == Label(
+        "i", iso(5), "good", "m", "bad", scores, "http", "a text", tokens=9, origin="csv"
+    )
+
+
+def test_labels_of_older_deployments_are_read() -> None:
+    line = json.loads(Label("i", iso(0), "good", "m", "bad", {}, "http").to_json())
+    older = Label.of({name: value for name, value in line.items() if name not in ("tokens", "origin")})
+    assert (older.tokens, older.origin) == (0, "")
 
 
 def test_a_record_is_one_line_without_what_is_absent() -> None:

@@ -72,12 +72,16 @@ class Intake(Generic[R]):
             if batched is None or hour != hour_prefix(self.root, ms):
                 hour = hour_prefix(self.root, ms)
                 batched = Batched(self.lake, hour, self._marks)
-            known = set().union(*batched.at([ms]))
-            records = {mark(record): record for record in map(self.kind.from_json, lines)}
-            new = [(name, line) for name, line in zip(records, lines, strict=True) if name not in known]
-            self.spool.writelines(f"{name}\t".encode() + line + b"\n" for name, line in new)
+            known: set[str] = set().union(*batched.at([ms]))
+            new: list[R] = []
+            for line in lines:
+                record = self.kind.from_json(line)
+                if (name := mark(record)) not in known:
+                    known.add(name)
+                    new.append(record)
+                    self.spool.write(f"{name}\t".encode() + line + b"\n")
             self.taken.append(key)
-            yield from (records[name] for name, _ in new)
+            yield from new
 
     def _keys(self) -> Iterator[str]:
         for number, key in enumerate(self.lake.keys(self.queue)):

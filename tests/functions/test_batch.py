@@ -128,6 +128,17 @@ def test_the_same_event_delivered_twice_does_its_job_once(
     assert app.handler(dropped, CONTEXT)["id"] != first["id"]
 
 
+def test_of_a_share_only_so_much_is_captured(
+    app: ModuleType, lake: Lake, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTURE_RATE", "0")
+    serve(lake, tiny_model)
+    dropped = event("s3-object-created")
+    lake.put(key_of(dropped), b"text\ngood film\n")
+    assert app.handler(dropped, CONTEXT)["accepted"] == 1
+    assert list(lake.keys("capture/")) == []
+
+
 def test_labels_are_taken_without_any_model(app: ModuleType, lake: Lake, tiny_model: Path) -> None:
     serve(lake, tiny_model)
     texts, truths = event("s3-object-created"), event("s3-labels-created")

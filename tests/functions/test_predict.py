@@ -158,6 +158,16 @@ def test_texts_are_kept_where_the_deployment_keeps_them(
     assert lake.find_prediction(answer["id"]).text == SECRET
 
 
+def test_feedback_for_what_was_not_kept_says_how_much_is(
+    model: str, monkeypatch: pytest.MonkeyPatch, ask: Ask, lake: Lake
+) -> None:
+    monkeypatch.setenv("CAPTURE_RATE", "0")
+    answer = ask(event("predict-one"))[1]["predictions"][0]
+    assert list(lake.keys(CAPTURE)) == []
+    problem = assert_problem(ask(event("feedback", {"id": answer["id"], "label": "positive"})), 404, "not-found")
+    assert problem["detail"].startswith("no record of this prediction was kept: 0 % are")
+
+
 @pytest.mark.parametrize("content_type", [None, "application/json", "application/json; charset=UTF-8"])
 def test_json_is_read_with_and_without_its_name(model: str, ask: Ask, content_type: str | None) -> None:
     assert ask(headed("predict-one", content_type))[0] == 200

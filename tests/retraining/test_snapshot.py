@@ -12,6 +12,7 @@ from botocore.validate import validate_parameters
 from retrue import dataset
 from retrue.dataset import Example
 from retrue.errors import BadDataset, NotFound, WrongSetting
+from retrue.intake import Intake
 from retrue.lake import Lake
 from retrue.records import Label, iso, new_id
 from retrue.settings import Steps
@@ -74,6 +75,22 @@ def test_without_feedback_the_base_set_is_used_as_it_is(lake: Lake, tmp_path: Pa
     assert channels == {
         "dataset": f"s3://retrue-test/datasets/{base}/",
         "encoder": "s3://retrue-test/encoders/minilm-l6-distilbert/",
+    }
+
+
+def test_labels_are_learned_from_whether_they_are_batched_or_not(lake: Lake, tmp_path: Path) -> None:
+    base_of(lake, tmp_path)
+    one, other = told("a plain film", "negative", hours_ago=300), told("a fine film", "positive", hours_ago=299)
+    for label in (one, other):
+        lake.write_labels([label])
+    with Intake(lake, Label) as found:
+        assert list(found) == [one, other]
+        found.commit()
+    lake.write_labels([told("a fine film", "negative", hours_ago=1, id=other.id)])
+    rows = [row for split in snapped(lake, tmp_path).values() for row in split]
+    assert {row.text: row.label for row in rows if row.source == "feedback"} == {
+        "a plain film": "negative",
+        "a fine film": "negative",
     }
 
 
