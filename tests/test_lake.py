@@ -151,25 +151,6 @@ def test_the_same_predictions_written_twice_are_one_object(lake: Lake) -> None:
     assert len(list(lake.keys(CAPTURE))) == 1
 
 
-def test_newest_predictions_come_first_and_end_with_the_window(lake: Lake) -> None:
-    times = [NOW - 30 * HOUR, NOW - 23 * HOUR, NOW - HOUR - 1, NOW - HOUR, NOW]
-    for ms in times:
-        lake.write_predictions([prediction(ms)])
-    found = [one.time for batch in lake.newest_predictions(NOW, hours=24) for one in batch]
-    assert found == [iso(ms) for ms in reversed(times[1:])]
-
-
-def test_newest_predictions_reads_no_further_than_it_is_asked(lake: Lake) -> None:
-    for ms in (NOW - 5 * HOUR, NOW):
-        lake.write_predictions([prediction(ms)])
-    batches = lake.newest_predictions(NOW, hours=24)
-    newest = next(batches)
-    for key in lake.keys(hour_prefix(CAPTURE, NOW - 5 * HOUR)):
-        lake.s3.delete_object(Bucket=lake.bucket, Key=key)
-    assert newest[0].time == iso(NOW)
-    assert list(batches) == []
-
-
 def test_labels_are_kept_by_the_time_they_arrived(lake: Lake) -> None:
     old = prediction(NOW - 40 * 24 * HOUR)
     first, second = label(NOW - 1, old), label(NOW, old)

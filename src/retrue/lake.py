@@ -25,7 +25,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from heapq import heapify, heappop, heappush
 from itertools import groupby
 from pathlib import Path
@@ -221,15 +221,6 @@ class Lake:
                     found |= {id: place[id] for place in places for id in missing & place.keys()}
                     missing -= found.keys()
                 yield [found[id] for id in sorted(found)]
-
-    def newest_predictions(self, now_ms: int, hours: int) -> Iterator[list[Prediction]]:
-        """Predictions of the last hours, one object at a time, newest first."""
-        now = datetime.fromtimestamp(now_ms / 1000, UTC)
-        for back in range(hours + 1):
-            # One hour at a time, and only as far as the reader goes.
-            hour = hour_prefix(CAPTURE, round((now - timedelta(hours=back)).timestamp() * 1000))
-            for key in reversed(list(self.keys(hour))):
-                yield [Prediction.from_json(line) for line in self._lines(key)]
 
     def newest_labels(self, now_ms: int, hours: int) -> Iterator[Label]:
         """Labels that arrived in the last hours, newest first; one that is being batched meanwhile may come twice.

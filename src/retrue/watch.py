@@ -7,9 +7,9 @@ anew with every model.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,10 +30,12 @@ STATE, TOLD = f"{REPORTS}state.json", f"{REPORTS}told.json"
 HOUR = 3_600_000
 POINTS = 1_000  # checks that the report's pictures show
 ACCEPTED = 100  # windows after a promotion that show how clustered usual traffic is; later ones may be drifting
-FULL = 5_000  # records that make a batch, whoever answered them
+FULL = 5_000  # records that are batched, whoever answered them
+BATCHES = 8  # intakes that a check has time for
 LOWEST = 0.01  # accuracy that can be tolerated, and as much under 1
 TELLS = {"retrain": REQUESTED, "suggest": SUGGESTED, "label": LABELS_WANTED}
 
+R = TypeVar("R", Prediction, Label)
 Tell = Callable[[str, dict[str, Any]], object]
 
 
@@ -101,27 +103,29 @@ def _check(lake: Lake, model: str, settings: Monitor, now_ms: int, told: dict[st
     tolerated = min(max(expected - settings.tolerated_drop, LOWEST), 1 - LOWEST)
     found |= {"model": model, "expected_accuracy": expected, "tolerated_accuracy": tolerated}
 
-    with Intake(lake, Prediction) as texts, Intake(lake, Label) as labels:
-        window, total, text_time = _sample(texts, model, settings.window_rows, now_ms)
-        arrived = list(labels)
-        label_time = max((label.time for label in arrived), default=None)
-        state = replace(state, newest=_newer(state.newest, text_time, label_time))
-        found |= {"n": len(window), "window": _span(window), "newest": state.newest}
-        least = max(settings.minimum_rows, drift.SIZES[0])
-        if len(window) >= least:
-            state = _judge_texts(found, state, card, reference, window, settings)
-        else:
-            found["drift_reason"] = f"{len(window)} new rows are too few to judge: {least} are needed"
-        found["drift"] = state.seen
-        new = [label for label in arrived if label.model == model]
-        state = _judge_labels(found, state, card, new, lake, settings, now_ms)
-        found["ages"] = vars(_ages(card, state, now_ms))
-        decision = _decide(found, state, told, settings, now_ms)
-        found |= {"decision": decision.action, "trigger": decision.trigger, "reasons": decision.reasons}
-        # What is taken before the state is written may be lost as evidence, but never counts twice.
-        if len(window) >= least or total >= FULL:
-            texts.commit()
-        labels.commit()
+    least = max(settings.minimum_rows, drift.SIZES[0])
+    texts = Sample(model, settings.window_rows, seed=now_ms)
+    for batch in _batches(lake, Prediction):
+        texts.take(batch)
+        if batch.left or texts.own >= least or texts.total >= FULL:
+            batch.commit()
+    labels: list[Label] = []
+    for answers in _batches(lake, Label):
+        labels += (replace(one, text=None) for one in answers)
+        answers.commit()
+    # What is taken before the state is written may be lost as evidence, but never counts twice.
+    window = texts.window()
+    state = replace(state, newest=_newer(state.newest, texts.newest, max((one.time for one in labels), default=None)))
+    found |= {"n": len(window), "window": _span(window), "newest": state.newest}
+    if len(window) >= least:
+        state = _judge_texts(found, state, card, reference, window, settings)
+    else:
+        found["drift_reason"] = f"{len(window)} new rows are too few to judge: {least} are needed"
+    found["drift"] = state.seen
+    state = _judge_labels(found, state, card, [one for one in labels if one.model == model], lake, settings, now_ms)
+    found["ages"] = vars(_ages(card, state, now_ms))
+    decision = _decide(found, state, told, settings, now_ms)
+    found |= {"decision": decision.action, "trigger": decision.trigger, "reasons": decision.reasons}
     state = replace(state, time=found["time"], points=[*state.points, report.point(found)][-POINTS:])
     if not lake.put_json_if(STATE, json.loads(state.to_json()), etag):
         raise Busy("another check of this model ran at the same time: look at its report, or check again")
@@ -137,29 +141,43 @@ def _model(lake: Lake, model: str) -> tuple[Card, Reference]:
     return card, Reference.from_bytes(lake.get(folder + artifact.REFERENCE), maker)
 
 
-def _sample(
-    records: Iterable[Prediction], model: str, most: int, seed: int
-) -> tuple[list[Prediction], int, str | None]:
-    """A model's predictions in the order of time, at most `most` chosen by lot, how many records there were of all
-    models, and the time of the newest.
+class Sample:
+    """A model's predictions, at most `most` of them chosen by lot, in one pass that holds no more (Vitter 1985, R).
 
-    One pass that holds no more than the sample (Vitter 1985, algorithm R).
+    `own` counts those of the model, `total` those of all models; `newest` is the time of the newest of them.
     """
-    draw = np.random.default_rng(seed)
-    kept: list[Prediction] = []
-    own = total = 0
-    newest: str | None = None
-    for record in records:
-        total += 1
-        newest = max(newest or record.time, record.time)
-        if record.model != model:
-            continue
-        own += 1
-        if len(kept) < most:
-            kept.append(record)
-        elif (place := int(draw.integers(own))) < most:
-            kept[place] = record
-    return sorted(kept, key=lambda one: one.id), total, newest
+
+    def __init__(self, model: str, most: int, seed: int) -> None:
+        self.model, self.most = model, most
+        self.draw = np.random.default_rng(seed)
+        self.kept: list[Prediction] = []
+        self.own = self.total = 0
+        self.newest: str | None = None
+
+    def take(self, records: Iterable[Prediction]) -> None:
+        for record in records:
+            self.total += 1
+            self.newest = max(self.newest or record.time, record.time)
+            if record.model != self.model:
+                continue
+            self.own += 1
+            if len(self.kept) < self.most:
+                self.kept.append(record)
+            elif (place := int(self.draw.integers(self.own))) < self.most:
+                self.kept[place] = record
+
+    def window(self) -> list[Prediction]:
+        """Those that were chosen, in the order of time."""
+        return sorted(self.kept, key=lambda one: one.id)
+
+
+def _batches(lake: Lake, kind: type[R]) -> Iterator[Intake[R]]:
+    """Intakes until the queue is empty, or as many as a check has time for; one is open until the next is asked for."""
+    for _ in range(BATCHES):
+        with Intake(lake, kind) as batch:
+            yield batch
+            if not batch.left:
+                return
 
 
 def _judge_texts(
