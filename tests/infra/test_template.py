@@ -116,12 +116,28 @@ def test_the_gate_has_the_same_defaults_in_the_template_as_in_the_program() -> N
     assert TEMPLATE["Parameters"]["GateMetric"]["AllowedValues"] == list(gate.METRICS)
 
 
-def test_the_schedule_says_that_it_is_the_schedule() -> None:
-    from retrue.records import TRIGGERS
+def test_the_monitor_has_the_same_defaults_in_the_template_as_in_the_program() -> None:
+    from retrue import detector, health
 
-    detail = json.loads(RESOURCES["Retrain"]["Properties"]["Events"]["Schedule"]["Properties"]["Input"])["detail"]
-    assert detail["trigger"] == "schedule"
-    assert detail["trigger"] in TRIGGERS
+    given = FUNCTIONS["MonitorFunction"]["Environment"]["Variables"]
+    names = [name for name, value in given.items() if isinstance(value, dict) and "Ref" in value]
+    defaults = {name: str(TEMPLATE["Parameters"][given[name]["Ref"]]["Default"]) for name in names}
+    fixed = {"BUCKET": "b", "ENVIRONMENT": "dev", "MODEL_PARAMETER": "/p"}
+    found = settings.read(settings.Monitor, fixed | defaults)
+    assert found == settings.Monitor("b", "dev", "/p")
+    assert (found.run_length, found.label_run_length) == (detector.CHECKS, detector.LABELS)
+    assert TEMPLATE["Parameters"]["RetrainMode"]["AllowedValues"] == list(health.MODES)
+    policy = health.Policy()
+    assert {name: getattr(found, name) for name in vars(policy)} == vars(policy)
+
+
+def test_only_a_request_retrains_and_people_are_told_of_the_rest() -> None:
+    from retrue import watch, workflow
+
+    events = RESOURCES["Retrain"]["Properties"]["Events"]
+    assert [event["Properties"]["Pattern"]["detail-type"] for event in events.values()] == [[workflow.REQUESTED]]
+    told = RESOURCES["TellPeople"]["Properties"]["EventPattern"]["detail-type"]
+    assert {workflow.REQUESTED, *told} == set(watch.TELLS.values())
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -55,6 +55,13 @@ def test_equal_code_gives_an_equal_package_and_other_code_another(template: dict
     assert [name for name in before if before[name] != after[name]] == ["BatchFunction"]
 
 
+def test_a_package_holds_every_file_of_the_program(template: dict[str, object]) -> None:
+    held = set(zipfile.ZipFile(io.BytesIO(localize.packages(PROJECT, template)["MonitorFunction"])).namelist())
+    root = PROJECT / "src"
+    files = {path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.relative_to(root).as_posix() for path in files} <= held | {"retrue/py.typed"}
+
+
 def test_the_bootstrap_starts_the_runtime_client_of_the_image(template: dict[str, object]) -> None:
     body = localize.packages(PROJECT, template, python="/opt/my python/bin/python")["PredictFunction"]
     archive = zipfile.ZipFile(io.BytesIO(body))

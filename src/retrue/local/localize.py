@@ -22,6 +22,7 @@ export PYTHONPATH="$LAMBDA_TASK_ROOT"
 cd "$LAMBDA_TASK_ROOT"
 exec {python} -m awslambdaric "$_HANDLER"
 """
+SHIPPED = (".py", ".j2")  # what the image's copy of the package is made of
 ACTIVITY, TLS_ONLY = "TrainActivity", "BucketPolicy"
 # The local cloud checks UpdateAlias against the permission to list aliases.
 ALSO_ALLOWED = {"lambda:UpdateAlias": "lambda:ListAliases"}
@@ -110,8 +111,9 @@ def _zip(project: Path, function: Path, python: str) -> bytes:
     files = {"bootstrap": BOOTSTRAP.format(python=shlex.quote(python)).encode()}
     for path in sorted((project / function).glob("*.py")):
         files[path.name] = path.read_bytes()
-    for path in sorted((project / "src").rglob("*.py")):
-        files[path.relative_to(project / "src").as_posix()] = path.read_bytes()
+    for path in sorted((project / "src").rglob("*.*")):
+        if path.suffix in SHIPPED:
+            files[path.relative_to(project / "src").as_posix()] = path.read_bytes()
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
