@@ -139,7 +139,8 @@ def lines(report: Report) -> list[tuple[str, str]]:
             (f"newest {name}", "never" if ages[f"{name}_hours"] is None else f"{ages[f'{name}_hours']:.1f} hours ago")
             for name in ("text", "label")
         ]
-    told += [("decision", report["decision"] + (", told" if report["requested"] else ""))]
+    if report["model"]:
+        told.append(("decision", report["decision"] + (", told" if report["requested"] else "")))
     return [(name, value) for name, value in [*told, *(("", reason) for reason in report["reasons"])] if value]
 
 
