@@ -138,6 +138,8 @@ def test_the_circle_closes_on_real_reviews(
     assert (entry.version, entry.model) == (before["alias_version"], before["model_version"])
     assert stack.http("GET", "/v1/health")["model"] == first["model"]
     assert [line.action for line in stack.lake.ledger()] == ["promoted", "promoted", "rejected", "rolled-back"]
+    stack.crown(first["model"])
+    assert _registered(stack)["champion"] == first["model"]
 
     # a person may name a model, and a deployment without changes leaves what serves alone
     again = follow(stack, ask(stack, {"reason": "a person decided", "model": second["model"]}))

@@ -344,6 +344,7 @@ def rollback(
     """Move the alias back to the version that served before, at once."""
     stack = target(context).stack()
     entry = promotion.roll_back(stack.lake, stack.release, reason, _now(), version or None)
+    stack.crown(str(entry.model))
     show(json.loads(entry.to_json())) if as_json else err.print(f"version {entry.version} serves model {entry.model}")
 
 

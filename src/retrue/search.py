@@ -20,6 +20,7 @@ from retrue.errors import BadInput, TrainingFailed
 from retrue.records import Record
 
 ETA = 3
+TRAINING_SHARE = 0.8  # of a job's time; what is left is for the rest of it
 LEAST_SHARE = 0.1  # a trial is not judged before this share of its steps
 FINALISTS = 2  # trials that train to their end at least: a trial that leads early is often overtaken late
 DRAWS = 20  # for each trial wanted, where equal draws are thrown away

@@ -12,6 +12,7 @@ from retrue.dataset import Example
 from retrue.errors import BadDataset, NotFound, WrongSetting
 from retrue.lake import Lake
 from retrue.records import Label
+from retrue.search import TRAINING_SHARE
 from retrue.settings import Steps
 from retrue.wording import fold
 
@@ -37,7 +38,14 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
             )  # fmt: skip
             name = path.name
             store.upload_folder(path, f"{lake.DATASETS}{name}/")
-    chosen = {"encoder_name": settings.encoder, **pairs(settings.train_settings), **request.get("settings", {})}
+    # A training that ends itself in time leaves a model; one that is ended leaves none.
+    minutes = round(settings.train_seconds * TRAINING_SHARE / 60, 2)
+    chosen = {
+        "encoder_name": settings.encoder,
+        "minutes": minutes,
+        **pairs(settings.train_settings),
+        **request.get("settings", {}),
+    }
     hyperparameters = {name: str(value) for name, value in chosen.items()}
     channels = {"dataset": f"{lake.DATASETS}{name}/", "encoder": f"{lake.ENCODERS}{chosen['encoder_name']}/"}
     job = {

@@ -117,6 +117,14 @@ class Stack:
             raise StackError(f"the monitor failed: {report.get('errorMessage', 'see its log')}")
         return report
 
+    def crown(self, model: str) -> None:
+        """Let MLflow's alias `champion` follow to a model that serves now."""
+        name, step = self.outputs["StepsFunctionName"], {"step": "crown", "model": model}
+        answer = self.session.client("lambda").invoke(FunctionName=name, Payload=json.dumps(step).encode())
+        if "FunctionError" in answer:
+            error = json.loads(answer["Payload"].read()).get("errorMessage", "see the log of the steps")
+            raise StackError(f"model {model} serves, but MLflow's alias champion did not follow: {error}")
+
     def http(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """One request to the HTTP interface; BadInput or StackError with the problem's own words."""
         request = urllib.request.Request(  # noqa: S310 - the address comes from the stack's own outputs

@@ -19,7 +19,6 @@ from retrue.search import Search, Trial
 from retrue.settings import Steps
 
 LEAST_SECONDS = 300  # a job needs them to start, to load, and to leave what it made
-TRAINING_SHARE = 0.8  # of a job's time; what is left is for the rest of it
 REASON = 500  # characters of a trial's failure
 
 
@@ -130,7 +129,7 @@ def _jobs(store: Lake, run: str, job: dict[str, Any], found: Search) -> list[dic
                 **trial.settings,
                 "until": until,
                 # The training counts its minutes since its very beginning.
-                "minutes": f"{(trial.seconds + seconds * TRAINING_SHARE) / 60:.2f}",
+                "minutes": f"{(trial.seconds + seconds * search.TRAINING_SHARE) / 60:.2f}",
             },
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
             "CheckpointConfig": {

@@ -124,7 +124,7 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert data["dataset"] != tiny_dataset.name
     assert data["backend"] == "worker"
     assert data["job"]["TrainingJobName"] == RUN
-    assert data["job"]["HyperParameters"] == {"encoder_name": "tiny", "epochs": "1"}
+    assert data["job"]["HyperParameters"] == {"encoder_name": "tiny", "epochs": "1", "minutes": "1152.0"}
 
     training = steps(app, "plan", request=REQUEST, job=data["job"])
     assert (training["jobs"], training["artifacts"]) == ([data["job"]], None)

@@ -68,7 +68,8 @@ def test_without_feedback_the_base_set_is_used_as_it_is(lake: Lake, tmp_path: Pa
     assert list(lake.keys("")) == before
     job = found["job"]
     assert job["TrainingJobName"] == "retrue-1"
-    assert job["HyperParameters"] == {"encoder_name": "minilm-l6-distilbert"}
+    minutes = job["StoppingCondition"]["MaxRuntimeInSeconds"] / 60
+    assert job["HyperParameters"] == {"encoder_name": "minilm-l6-distilbert", "minutes": str(minutes * 0.8)}
     assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 3_600}
     assert job["OutputDataConfig"] == {"S3OutputPath": "s3://retrue-test/runs/"}
     channels = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in job["InputDataConfig"]}
@@ -245,7 +246,8 @@ def test_a_request_may_choose_dataset_and_settings(lake: Lake, tmp_path: Path) -
     found = snapshot(lake, request, train_settings="epochs=1, batch_size = 8", encoder="tiny")
     assert found["dataset"] == base
     chosen = found["job"]["HyperParameters"]
-    assert chosen == {"encoder_name": "tiny", "epochs": "3", "batch_size": "8", "max_tokens": "96"}
+    own = {"encoder_name": "tiny", "epochs": "3", "batch_size": "8", "max_tokens": "96"}
+    assert chosen == own | {"minutes": "1152.0"}
 
 
 def test_a_request_that_names_an_encoder_trains_from_that_one(lake: Lake, tmp_path: Path) -> None:
