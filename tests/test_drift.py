@@ -196,11 +196,15 @@ def past(reference: drift.Reference, windows: Iterable[Any]) -> list[dict[str, A
     return [{"n": check.n, "distances": check.distances} for check in checks]
 
 
-def test_nothing_is_stretched_before_enough_windows_were_accepted(reference: drift.Reference) -> None:
+def test_before_enough_windows_were_accepted_a_reference_without_groups_is_cautious(
+    reference: drift.Reference,
+) -> None:
     window = {"n": 200, "distances": dict.fromkeys(drift.GROUPS, 5.0)}
-    assert drift.stretch(reference, []) == dict.fromkeys(drift.GROUPS, 1.0)
-    assert drift.stretch(reference, [window] * (drift.BURN_IN - 1)) == dict.fromkeys(drift.GROUPS, 1.0)
+    assert drift.stretch(reference, []) == dict.fromkeys(drift.GROUPS, drift.CAUTION)
+    assert drift.stretch(reference, [window] * (drift.BURN_IN - 1)) == dict.fromkeys(drift.GROUPS, drift.CAUTION)
     assert min(drift.stretch(reference, [window] * drift.BURN_IN).values()) > 3
+    rows, films = world(np.random.default_rng(15), 200, film=0.4)
+    assert drift.stretch(drift.register(rows, groups=films), []) == dict.fromkeys(drift.GROUPS, 1.0)
 
 
 def test_windows_of_any_size_that_lie_twice_as_far_away_as_they_should_stretch_twofold(

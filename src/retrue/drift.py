@@ -46,6 +46,7 @@ TAIL = 0.05  # share of the null windows that the exponential tail is fitted to
 LEVELS = np.linspace(0.0, 1.0 - TAIL, 96)
 MIDDLES = (np.arange(SKETCH) + 0.5) / SKETCH
 BURN_IN = 60  # accepted windows before their spread is believed
+CAUTION = 1.7  # the stretch until then, where the reference knows no groups: what reviews of few films at a time need
 FAR = 6.0  # standard deviations above the mean, where p is near 1e-3
 MARGIN = PROJECTIONS + len(GROUPS) - 2  # where the margin's columns begin
 
@@ -57,10 +58,12 @@ class Reference:
     """What `check` needs to know of N documents with K columns, without holding any of them.
 
     Null tables have a row per calibrated window size and are in units of sqrt(1/n + 1/N); `body` holds the quantiles of
-    T at LEVELS, `tail` the mean excess of T over the last of them. `made_by` names what scored the documents.
+    T at LEVELS, `tail` the mean excess of T over the last of them. `groups` equal groups would say as much as the rows do
+    (Kish 1965), and `made_by` names what scored them.
     """
 
     rows: int
+    groups: float
     made_by: str
     quantiles: Floats  # (K, SKETCH)
     sd: Floats  # (K,)
@@ -86,7 +89,7 @@ class Reference:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 values = dict(archive)
-            found = cls(**{**values, "rows": int(values["rows"]), "made_by": str(values["made_by"])})
+            found = cls(**{**values, "rows": int(values["rows"]), "groups": float(values["groups"]), "made_by": str(values["made_by"])})
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ModelRefused("the drift reference cannot be read by this version: train the model again") from error
         if made_by is not None and found.made_by != made_by:
@@ -162,7 +165,7 @@ def register(
             distances[s, :, k] = np.abs(gaps, out=gaps).mean(axis=1) / sd[k]
     distances /= np.sqrt((rows - sizes) / (sizes * rows))[:, None, None]
 
-    independent = rows**2 / np.sum(np.bincount(members) ** 2)  # so many equal groups would say as much (Kish 1965)
+    independent = float(rows**2 / np.sum(np.bincount(members) ** 2))
     null = _groups(distances) * np.float32(1 + 1 / math.sqrt(2 * independent))
     mean, spread = null.mean(axis=1), null.std(axis=1)
     spread = np.where(spread > 0, spread, np.float32(0.1))
@@ -171,7 +174,7 @@ def register(
     excess = np.maximum(statistic - body[:, -1:], 0).sum(axis=1) / (TAIL * WINDOWS)
     tail = np.maximum(excess, 0.05)
     floats = [x.astype(np.float32) for x in (mean, spread, body, tail)]
-    return Reference(rows, made_by, quantiles, sd, sizes, *floats)
+    return Reference(rows, independent, made_by, quantiles, sd, sizes, *floats)
 
 
 def check(
@@ -225,11 +228,11 @@ def stretch(reference: Reference, past: Sequence[Mapping[str, Any]]) -> dict[str
     `past` has the "n" and "distances" of a Drift each. A factor scales the whole null distribution, as a design effect
     does, so far that neither the mean nor the point FAR standard deviations above it is nearer than that of the past:
     few large clusters widen the tail more than they move the mean. Both are taken two standard errors above their
-    estimates. The factor is 1.0 until there are BURN_IN windows, and never less: what is quieter than it should be may
-    be luck.
+    estimates. It is never less than 1: what is quieter than it should be may be luck. Until there are BURN_IN windows the
+    factor is CAUTION, or 1 where the reference itself came in groups.
     """
     if len(past) < BURN_IN:
-        return dict.fromkeys(GROUPS, 1.0)
+        return dict.fromkeys(GROUPS, CAUTION if reference.groups == reference.rows else 1.0)
     n = np.array([window["n"] for window in past])
     distances = np.array([[window["distances"][group] for group in GROUPS] for window in past])
     mean, spread = (_at(n, reference.sizes, table) for table in (reference.mean, reference.spread))
