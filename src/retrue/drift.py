@@ -58,8 +58,8 @@ class Reference:
     """What `check` needs to know of N documents with K columns, without holding any of them.
 
     Null tables have a row per calibrated window size and are in units of sqrt(1/n + 1/N); `body` holds the quantiles of
-    T at LEVELS, `tail` the mean excess of T over the last of them. `groups` equal groups would say as much as the rows do
-    (Kish 1965), and `made_by` names what scored them.
+    T at LEVELS, `tail` the mean excess of T over the last of them. `groups` equal groups would say as much as the rows
+    do (Kish 1965), and `made_by` names what scored them.
     """
 
     rows: int
@@ -89,7 +89,14 @@ class Reference:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 values = dict(archive)
-            found = cls(**{**values, "rows": int(values["rows"]), "groups": float(values["groups"]), "made_by": str(values["made_by"])})
+            found = cls(
+                **{
+                    **values,
+                    "rows": int(values["rows"]),
+                    "groups": float(values["groups"]),
+                    "made_by": str(values["made_by"]),
+                }
+            )
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ModelRefused("the drift reference cannot be read by this version: train the model again") from error
         if made_by is not None and found.made_by != made_by:
@@ -228,8 +235,8 @@ def stretch(reference: Reference, past: Sequence[Mapping[str, Any]]) -> dict[str
     `past` has the "n" and "distances" of a Drift each. A factor scales the whole null distribution, as a design effect
     does, so far that neither the mean nor the point FAR standard deviations above it is nearer than that of the past:
     few large clusters widen the tail more than they move the mean. Both are taken two standard errors above their
-    estimates. It is never less than 1: what is quieter than it should be may be luck. Until there are BURN_IN windows the
-    factor is CAUTION, or 1 where the reference itself came in groups.
+    estimates. It is never less than 1: what is quieter than it should be may be luck. Until there are BURN_IN windows
+    the factor is CAUTION, or 1 where the reference itself came in groups.
     """
     if len(past) < BURN_IN:
         return dict.fromkeys(GROUPS, CAUTION if reference.groups == reference.rows else 1.0)
