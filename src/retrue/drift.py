@@ -16,7 +16,8 @@ from the reference itself, without replacement, for a grid of sizes; of whole gr
 a window is a part of the reference of N rows, which makes its distance too small by sqrt((N - n) / (N + n)): the
 distance to a reference that holds the window scales with 1/n - 1/N, that to an independent one with 1/n + 1/N. The
 distances are divided by that root, so what the table holds hardly changes with n; it is interpolated in log n, and is
-used as it stands for windows larger than its last size.
+used as it stands for windows larger than its last size. How much windows vary is itself learned from so many rows or
+groups only, so the table is widened by one standard error of a standard deviation.
 
 Traffic comes in clusters that the reference need not have: a day's texts are about the day's films. Then quiet windows
 lie further away than the table knows. `stretch` measures by how much, from windows that were accepted.
@@ -151,7 +152,8 @@ def register(
     quantiles = _quantiles(table)
 
     sizes = np.array([n for n in SIZES if n <= rows // 2])
-    picks = _windows(np.random.default_rng(seed), groups or [None] * rows, int(sizes[-1]))
+    members = _members(groups or [None] * rows)
+    picks = _windows(np.random.default_rng(seed), members, int(sizes[-1]))
     distances = np.empty((len(sizes), WINDOWS, width), dtype=np.float32)
     for k in range(width):
         values = table[k][picks]
@@ -160,7 +162,8 @@ def register(
             distances[s, :, k] = np.abs(gaps, out=gaps).mean(axis=1) / sd[k]
     distances /= np.sqrt((rows - sizes) / (sizes * rows))[:, None, None]
 
-    null = _groups(distances)
+    independent = rows**2 / np.sum(np.bincount(members) ** 2)  # so many equal groups would say as much (Kish 1965)
+    null = _groups(distances) * np.float32(1 + 1 / math.sqrt(2 * independent))
     mean, spread = null.mean(axis=1), null.std(axis=1)
     spread = np.where(spread > 0, spread, np.float32(0.1))
     statistic = ((null - mean[:, None]) / spread[:, None]).max(axis=2)
@@ -240,11 +243,15 @@ def stretch(reference: Reference, past: Sequence[Mapping[str, Any]]) -> dict[str
     return dict(zip(GROUPS, found.tolist(), strict=True))
 
 
-def _windows(rng: np.random.Generator, groups: Sequence[str | None], most: int) -> NDArray[np.intp]:
-    """Rows of WINDOWS windows (WINDOWS, most); the first n of one are a window of n: whole groups and a part of one."""
+def _members(groups: Sequence[str | None]) -> NDArray[np.intp]:
+    """The number of each row's group, from 0."""
     names = [(0, group) if group is not None else (1, row) for row, group in enumerate(groups)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    members = np.array([number[name] for name in names])
+    return np.array([number[name] for name in names])
+
+
+def _windows(rng: np.random.Generator, members: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """Rows of WINDOWS windows (WINDOWS, most); the first n of one are a window of n: whole groups and a part of one."""
     rows = np.argsort(members, kind="stable")
     sizes = np.bincount(members)
     starts = np.cumsum(sizes) - sizes

@@ -31,7 +31,7 @@ from retrue.training.tokens import Tokens
 AGREEMENT = 0.985  # share of compared rows that int8 must label as fp32 does
 TOLERATED_LOSS = 0.005  # of accuracy on them
 EVALUATED = 2_500  # rows of a split that are scored at most
-SPANNED = 1_000  # training rows at most, whose main directions the drift residual leaves out
+SPANNED = 500  # training rows at most, whose main directions the drift residual leaves out
 BUDGET = 4_096  # padded tokens of a pass over them
 COMPARED = 2_000  # rows that are scored by both graphs at most
 UNTOLD = ("encoder", "notice", "settings", "labels", "seconds", "paused")  # of a Result: the card has them elsewhere
