@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +113,38 @@ def tiny_model(tiny_encoder: Path, tiny_dataset: Path, tmp_path_factory: pytest.
     settings = finetune.Settings(learning_rate=3e-3, epochs=4, batch_size=16, max_tokens=64, seed=1)
     result = finetune.finetune(tiny_encoder, tiny_dataset, settings, root / "checkpoint")
     return export.export(root / "checkpoint", tiny_dataset, result, root / "model", created="2026-01-01T00:00:00.000Z")
+
+
+@pytest.fixture(scope="session")
+def bag_of_words(real_data: Path) -> Callable[[list[str]], tuple[Any, ...]]:
+    """What a model of hashed words, learned from 3,000 IMDB reviews, says of texts, as drift.columns wants it."""
+    import numpy as np
+    from pyarrow import parquet
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    from retrue.classifier import SYMBOLS
+
+    table = parquet.read_table(real_data / "imdb_train.parquet", columns=["text", "label"])
+    picked = table.take(np.random.default_rng(0).choice(len(table), 3_000, replace=False))
+    texts = picked["text"].to_pylist()
+    words = HashingVectorizer(n_features=2**15, alternate_sign=False)
+    features = words.transform(texts)
+    model = LogisticRegression(C=20).fit(features, picked["label"].to_numpy())
+    span = TruncatedSVD(32, random_state=0).fit(features)
+    known = {word for text in texts for word in text.lower().split()}
+    directions = np.random.default_rng(0).normal(size=(2**15, 64))
+
+    def read(texts: list[str]) -> tuple[Any, ...]:
+        features = words.transform(texts)
+        residual = np.sqrt(1 - np.sum(span.transform(features) ** 2, axis=1, keepdims=True))
+        tokens = np.minimum([len(text.split()) for text in texts], 256)
+        pieces = np.array([np.mean([word not in known for word in text.lower().split()]) for text in texts])
+        symbols = np.array([len(SYMBOLS.findall(text)) / len(text) for text in texts])
+        return np.hstack([features @ directions, residual]), tokens, pieces, symbols, model.predict_proba(features)
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from retrue import drift
-from retrue.classifier import SYMBOLS
 from retrue.errors import ModelRefused
 
 MIXING = np.random.default_rng(7).normal(size=(20, 64))
@@ -394,36 +393,16 @@ def test_tables_that_are_none_are_refused(reference: drift.Reference, table: Any
 
 
 @pytest.fixture(scope="module")
-def reviews_and_tweets(real_data: Path) -> tuple[Any, Any]:
+def reviews_and_tweets(bag_of_words: Callable[[list[str]], tuple[Any, ...]], real_data: Path) -> tuple[Any, Any]:
     """Columns of real IMDB reviews and airline tweets, from hashed words in the place of a hidden layer."""
     import pyarrow.parquet as pq
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import HashingVectorizer
-    from sklearn.linear_model import LogisticRegression
 
-    def read(name: str, rows: int) -> tuple[list[str], Any]:
-        table = pq.read_table(real_data / name, columns=["text", "label"])
-        picked = table.take(np.random.default_rng(0).choice(len(table), rows, replace=False))
-        return picked["text"].to_pylist(), picked["label"].to_numpy()
+    def columns(name: str, rows: int) -> Any:
+        texts = pq.read_table(real_data / name, columns=["text"])["text"]
+        picked = texts.take(np.random.default_rng(0).choice(len(texts), rows, replace=False))
+        return drift.columns(*bag_of_words(picked.to_pylist()))
 
-    words = HashingVectorizer(n_features=2**15, alternate_sign=False)
-    texts, labels = read("imdb_train.parquet", 1500)
-    features = words.transform(texts)
-    model, span = LogisticRegression(C=20).fit(features, labels), TruncatedSVD(32, random_state=0).fit(features)
-    known = {word for text in texts for word in text.lower().split()}
-    directions = np.random.default_rng(0).normal(size=(2**15, 64))
-
-    def table(texts: list[str]) -> Any:
-        features = words.transform(texts)
-        residual = np.sqrt(1 - np.sum(span.transform(features) ** 2, axis=1, keepdims=True))
-        tokens = np.minimum([len(text.split()) for text in texts], 256)
-        pieces = np.array([np.mean([word not in known for word in text.lower().split()]) for text in texts])
-        symbols = np.array([len(SYMBOLS.findall(text)) / len(text) for text in texts])
-        projection = np.hstack([features @ directions, residual])
-        return drift.columns(projection, tokens, pieces, symbols, model.predict_proba(features))
-
-    reviews = table(read("imdb_test.parquet", 1500 + 20 * 200)[0])
-    return reviews, table(read("drift/airline_tweets.parquet", 5 * 200)[0])
+    return columns("imdb_test.parquet", 1500 + 20 * 200), columns("drift/airline_tweets.parquet", 5 * 200)
 
 
 def test_fresh_reviews_are_quiet_and_tweets_are_found_on_real_text(reviews_and_tweets: tuple[Any, Any]) -> None:
