@@ -57,7 +57,8 @@ def test_the_circle_closes_on_real_reviews(
     machine.use(stack, folder)
 
     # a first model, from few rows so that there is room to become better
-    first = follow(stack, ask(stack, {"reason": "first model", "settings": {"max_rows": 400, "batch_size": 8}}))
+    little = {"max_rows": 240, "batch_size": 8, "cut": "head"}
+    first = follow(stack, ask(stack, {"reason": "first model", "settings": little}))
     assert first["outcome"] == "Promoted", first
     before = stack.status()
     assert before["alias_version"] == first["version"]
