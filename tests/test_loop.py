@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from retrue import dataset, promotion, sources
+from retrue import dataset, promotion, registry, sources
 from retrue.dataset import Example
 from retrue.local import machine
 from retrue.records import id_ms
@@ -216,10 +216,8 @@ def _wait_for_alarms(stack: Stack, wanted: dict[str, str]) -> None:
 
 def _registered(stack: Stack) -> dict[str, Any]:
     """What MLflow knows, at the address that the workflow's own function writes to."""
-    from mlflow import MlflowClient
-
     config = stack.session.client("lambda").get_function_configuration(FunctionName="retrue-local-steps")
-    client = MlflowClient(config["Environment"]["Variables"]["MLFLOW_TRACKING_URI"])
+    client = registry._client(config["Environment"]["Variables"]["MLFLOW_TRACKING_URI"])
     versions = client.search_model_versions("name = 'retrue-local'")
     champion = client.get_model_version_by_alias("retrue-local", "champion")
     return {"models": {version.tags["model"] for version in versions}, "champion": champion.tags["model"]}
