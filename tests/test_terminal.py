@@ -49,6 +49,27 @@ def test_whoever_asks_at_a_terminal_is_a_person_unless_said_otherwise(detail: di
     assert found == {**detail, "environment": "test", "trigger": trigger}
 
 
+class Ending:
+    """An execution that enters its last state and ends between any two looks at it."""
+
+    ended = False
+
+    def describe(self, execution: str) -> dict[str, Any]:
+        return {"status": "SUCCEEDED" if self.ended else "RUNNING"}
+
+    def states(self, execution: str) -> list[str]:
+        before, self.ended = self.ended, True
+        return ["IsBetter", "RecordRejection", *(["Rejected"] if before else [])]
+
+
+def test_the_outcome_is_the_last_state_also_where_it_came_between_two_looks(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "POLL_SECONDS", 0)
+    stack: Any = SimpleNamespace(workflow=Ending(), lake=lake)
+    assert terminal.follow(stack, "arn")["outcome"] == "Rejected"
+
+
 @pytest.fixture
 def lake() -> Iterator[Lake]:
     with mock_aws():

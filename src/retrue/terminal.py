@@ -133,6 +133,8 @@ def follow(stack: Stack, execution: str) -> dict[str, Any]:
         task = bars.add_task("waiting", total=1.0)
         seen: list[str] = []
         while True:
+            # Asked before the states: those of an execution that had ended by then are its last.
+            found = stack.workflow.describe(execution)
             states = stack.workflow.states(execution)
             if states != seen:
                 for name in states[max(len(seen) - 1, 0) : -1]:
@@ -142,7 +144,6 @@ def follow(stack: Stack, execution: str) -> dict[str, Any]:
             if seen and seen[-1] == "Train":
                 share, message = _progress(stack.lake, run)
                 bars.update(task, completed=share, description=f"{seen[-1]}: {message}")
-            found = stack.workflow.describe(execution)
             if found["status"] != "RUNNING":
                 bars.remove_task(task)
                 break
