@@ -54,10 +54,10 @@ class Ending:
 
     ended = False
 
-    def describe(self, execution: str) -> dict[str, Any]:
+    def describe(self, _: str) -> dict[str, Any]:
         return {"status": "SUCCEEDED" if self.ended else "RUNNING"}
 
-    def states(self, execution: str) -> list[str]:
+    def states(self, _: str) -> list[str]:
         before, self.ended = self.ended, True
         return ["IsBetter", "RecordRejection", *(["Rejected"] if before else [])]
 
