@@ -2,18 +2,18 @@
 
 A document is a row of columns, and the columns make six groups, each judged by one number:
 
-    embedding   fixed random projections of a hidden layer: their mean distance (a sliced Wasserstein distance)
-    residual    how much of that layer lies outside what the training texts span
+    embedding   a hidden layer along the main directions of the training texts: the mean distance over them
+    residual    how much of that layer lies outside those directions
     length      the log of the token count
     pieces      the share of tokens that continue a word: rare words, misspelt ones, another language
     symbols     the share of characters that are neither letter, digit nor white space
     margin      log odds of the second of two labels, or of each of more: their mean distance
 
 The distance of a column is the 1-Wasserstein distance between window and reference, in units of the reference's
-standard deviation. The statistic T is the largest of (distance - null mean) / null sd over the groups. What T does when
-nothing has drifted depends on the window's size n, so it is measured and not assumed: at registration windows are drawn
-from the reference itself, without replacement, for a grid of sizes; of whole groups where its rows come in groups. Such
-a window is a part of the reference of N rows, which makes its distance too small by sqrt((N - n) / (N + n)): the
+standard deviation. Each group has a p, the share of windows without drift that lie as far away, and the statistic T is
+-log of the product of the two smallest: few drifts show in one group alone. What distances and T do when nothing has
+drifted depends on the window's size n, so it is measured and not assumed: at registration windows are drawn from the
+reference itself, without replacement, for a grid of sizes; of whole groups where its rows come in groups. Such a window is a part of the reference of N rows, which makes its distance too small by sqrt((N - n) / (N + n)): the
 distance to a reference that holds the window scales with 1/n - 1/N, that to an independent one with 1/n + 1/N. The
 distances are divided by that root, so what the table holds hardly changes with n; it is interpolated in log n, and is
 used as it stands for windows larger than its last size. How much windows vary is itself learned from so many rows or
@@ -42,11 +42,12 @@ SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles of a group that are told
 SKETCH = 256  # quantiles a column; with fewer the distances are biased by several per cent
 WINDOWS = 1500
 SIZES = (10, 20, 50, 100, 200, 500, 1000)  # a larger one takes as long as all of these and says the same
-TAIL = 0.05  # share of the null windows that the exponential tail is fitted to
+TAIL = 0.05  # share of the null windows that an exponential tail is fitted to
 LEVELS = np.linspace(0.0, 1.0 - TAIL, 96)
 MIDDLES = (np.arange(SKETCH) + 0.5) / SKETCH
 BURN_IN = 60  # accepted windows before their spread is believed
 CAUTION = 1.7  # the stretch until then, where the reference knows no groups: what reviews of few films at a time need
+NARROWEST = np.float32(0.1)  # what counts as far where the null windows do not vary at all
 FAR = 6.0  # standard deviations above the mean, where p is near 1e-3
 MARGIN = PROJECTIONS + len(GROUPS) - 2  # where the margin's columns begin
 
@@ -57,9 +58,10 @@ Floats = NDArray[np.float32]
 class Reference:
     """What `check` needs to know of N documents with K columns, without holding any of them.
 
-    Null tables have a row per calibrated window size and are in units of sqrt(1/n + 1/N); `body` holds the quantiles of
-    T at LEVELS, `tail` the mean excess of T over the last of them. `groups` equal groups would say as much as the rows
-    do (Kish 1965), and `made_by` names what scored them.
+    Null tables have a row per calibrated window size. Those of the distances, for each group, are in units of
+    sqrt(1/n + 1/N): `body` holds the quantiles at LEVELS, `tail` the mean excess over the last of them; `joint` and
+    `joint_tail` are the same of T. `groups` equal groups would say as much as the rows do (Kish 1965), and `made_by`
+    names what scored them.
     """
 
     rows: int
@@ -70,8 +72,10 @@ class Reference:
     sizes: NDArray[np.int64]  # (S,)
     mean: Floats  # (S, G), G = len(GROUPS)
     spread: Floats  # (S, G)
-    body: Floats  # (S, len(LEVELS))
-    tail: Floats  # (S,)
+    body: Floats  # (S, G, len(LEVELS))
+    tail: Floats  # (S, G)
+    joint: Floats  # (S, 1, len(LEVELS))
+    joint_tail: Floats  # (S, 1)
 
     def to_bytes(self) -> bytes:
         """The reference as an npz archive."""
@@ -175,12 +179,11 @@ def register(
     independent = float(rows**2 / np.sum(np.bincount(members) ** 2))
     null = _groups(distances) * np.float32(1 + 1 / math.sqrt(2 * independent))
     mean, spread = null.mean(axis=1), null.std(axis=1)
-    spread = np.where(spread > 0, spread, np.float32(0.1))
-    statistic = ((null - mean[:, None]) / spread[:, None]).max(axis=2)
-    body = np.quantile(statistic, LEVELS, axis=1).T
-    excess = np.maximum(statistic - body[:, -1:], 0).sum(axis=1) / (TAIL * WINDOWS)
-    tail = np.maximum(excess, 0.05)
-    floats = [x.astype(np.float32) for x in (mean, spread, body, tail)]
+    body, tail = _table_of(null, np.where(spread > 0, 0.05 * spread, NARROWEST))
+    spread = np.where(spread > 0, spread, NARROWEST)
+    statistic = np.stack([_statistic(_surprise(*each)) for each in zip(null, body, tail, strict=True)])
+    joint, joint_tail = _table_of(statistic[:, :, None], np.full((len(sizes), 1), 0.05))
+    floats = [x.astype(np.float32) for x in (mean, spread, body, tail, joint, joint_tail)]
     return Reference(rows, independent, made_by, quantiles, sd, sizes, *floats)
 
 
@@ -205,25 +208,24 @@ def check(
         raise ValueError(f"a window of {n} rows is too small to judge: give at least {SIZES[0]}")
     sketch = _quantiles(table)
     distances = _groups(np.abs(sketch - reference.quantiles).mean(axis=1) / reference.sd)
-    mean, spread, body = (_at(n, reference.sizes, x) for x in (reference.mean, reference.spread, reference.body))
-    tail = float(_at(n, reference.sizes, reference.tail[:, None])[0])
     wider = np.array([(stretch or {}).get(group, 1.0) for group in GROUPS])
-    z = (distances / wider / math.sqrt(1 / n + 1 / reference.rows) - mean) / spread
-    statistic, edge = float(z.max()), float(body[-1])
-    if statistic > edge:
-        p = TAIL * math.exp(-(statistic - edge) / tail)
+    body, tail, joint, joint_tail = (
+        _at(n, reference.sizes, x) for x in (reference.body, reference.tail, reference.joint, reference.joint_tail)
+    )
+    surprise = _surprise(distances / wider / math.sqrt(1 / n + 1 / reference.rows), body, tail)
+    statistic = float(_statistic(surprise))
+    if alpha < TAIL:
+        threshold = float(joint[0, -1] + joint_tail[0] * math.log(TAIL / alpha))
     else:
-        # Both axes are turned round so that np.interp takes the larger p where quantiles tie.
-        p = float(np.interp(-statistic, -body[::-1], 1 - LEVELS[::-1]))
-    threshold = edge + tail * math.log(TAIL / alpha) if alpha < TAIL else float(np.interp(1 - alpha, LEVELS, body))
+        threshold = float(np.interp(1 - alpha, LEVELS, joint[0]))
     before, after = _shown(reference.quantiles), _shown(sketch)
     return Drift(
         n=n,
         distance=float(distances[0]),
         statistic=statistic,
         threshold=threshold,
-        p=p,
-        worst=GROUPS[int(z.argmax())],
+        p=math.exp(-float(_surprise(np.array([statistic]), joint, joint_tail)[0])),
+        worst=GROUPS[int(surprise.argmax())],
         distances=dict(zip(GROUPS, distances.tolist(), strict=True)),
         quantiles={group: {"before": before[group], "after": after[group]} for group in before},
     )
@@ -301,6 +303,28 @@ def _groups(distances: Floats) -> Floats:
     return np.concatenate([embedding, distances[..., PROJECTIONS:MARGIN], margin], axis=-1)
 
 
+def _table_of(null: Floats, least: Floats) -> tuple[Floats, Floats]:
+    """Of null values (S, WINDOWS, G) the quantiles at LEVELS (S, G, L), and the tail (S, G), which is `least` or more."""
+    body = np.moveaxis(np.quantile(null, LEVELS, axis=1), 0, -1)
+    excess = np.maximum(null - body[:, None, :, -1], 0).sum(axis=1) / (TAIL * WINDOWS)
+    return body, np.maximum(excess, least)
+
+
+def _surprise(values: NDArray[Any], body: NDArray[Any], tail: NDArray[Any]) -> NDArray[np.float64]:
+    """-log p of values (..., G), from the quantiles (G, L) and the tail (G,) of such values without drift."""
+    # Both axes are turned round so that np.interp takes the larger p where quantiles tie.
+    shares = [
+        np.interp(-values[..., group], -quantiles[::-1], 1 - LEVELS[::-1]) for group, quantiles in enumerate(body)
+    ]
+    excess = np.maximum(values - body[:, -1], 0) / tail
+    return np.asarray(excess - np.log(np.stack(shares, axis=-1)))
+
+
+def _statistic(surprise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """T of the groups' -log p (..., G)."""
+    return np.sort(surprise, axis=-1)[..., -2:].sum(axis=-1)
+
+
 def _shown(sketch: Floats) -> dict[str, list[float]]:
     """The quantiles at SHOWN of every group of one column."""
     shown = {
@@ -317,4 +341,6 @@ def _shown(sketch: Floats) -> dict[str, list[float]]:
 
 def _at(n: int | NDArray[np.int64], sizes: NDArray[np.int64], table: Floats) -> NDArray[np.float64]:
     """A null table's row for windows of n, or a row for each n; linear in log n between the calibrated sizes."""
-    return np.array([np.interp(np.log(n), np.log(sizes), column) for column in table.T]).T
+    columns = table.reshape(len(sizes), -1).T
+    found = np.array([np.interp(np.log(n), np.log(sizes), column) for column in columns])
+    return found.T.reshape((*np.shape(n), *table.shape[1:]))

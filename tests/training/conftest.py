@@ -50,6 +50,6 @@ def graph(three: Made) -> Graph:
     )
     graph = Graph(model.eval()).eval()
     shipped = {item.name: item for item in onnx.load(three.model / artifact.MODEL).graph.initializer}
-    for name in ("centre", "basis"):
+    for name in ("centre", "matrix"):
         setattr(graph, name, torch.from_numpy(onnx.numpy_helper.to_array(shipped[name]).copy()))
     return graph

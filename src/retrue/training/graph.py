@@ -22,21 +22,19 @@ OPSET = 22
 TOLERANCE = 1e-4  # between torch and the fp32 graph, absolute
 PROBED = 8  # lengths at which the graph is compared with torch
 PROJECTION_SEED = 64
-COMPONENTS = 64  # of the basis
 
 
 class Graph(nn.Module):
     """A classifier whose one forward pass gives logits (batch, labels) and projection (batch, CAPTURED).
 
-    The projection is the mean of the middle layer's hidden states over the real tokens, times a Gaussian matrix that
-    depends on the width alone: distances survive it (Johnson and Lindenstrauss 1984), and drift shows in few columns.
-    Its last number is the norm of what the mean has outside the main directions of the training texts, which `fit`
-    finds: texts of a kind that the model never met lie there.
+    The projection is the mean of the middle layer's hidden states over the real tokens, along the main directions of
+    the training texts, which `fit` finds. Its last number is the norm of what lies outside them: texts of a kind that
+    the model never met are there. Half of a narrow layer is left outside; what it has too few directions for, Gaussian
+    ones make up (Johnson and Lindenstrauss 1984).
     """
 
-    matrix: torch.Tensor  # (width, PROJECTIONS)
+    matrix: torch.Tensor  # (width, PROJECTIONS), the main directions first
     centre: torch.Tensor  # (width,)
-    basis: torch.Tensor  # (width, COMPONENTS)
 
     def __init__(self, model: transformers.PreTrainedModel) -> None:
         super().__init__()
@@ -46,14 +44,15 @@ class Graph(nn.Module):
         gaussian = np.random.default_rng(PROJECTION_SEED).standard_normal((width, PROJECTIONS)) / np.sqrt(width)
         self.register_buffer("matrix", torch.from_numpy(gaussian.astype(np.float32)))
         self.register_buffer("centre", torch.zeros(width))
-        # Half of a narrow layer is left outside.
-        self.register_buffer("basis", torch.zeros(width, min(COMPONENTS, width // 2)))
+        self.main = min(PROJECTIONS, width // 2)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, mean = self.answer(input_ids, attention_mask)
         apart = mean - self.centre
-        residual = torch.linalg.vector_norm(apart - apart @ self.basis @ self.basis.T, dim=1, keepdim=True)
-        return logits, torch.cat([mean @ self.matrix, residual], dim=1)
+        projection = apart @ self.matrix
+        inside = projection[:, : self.main] @ self.matrix[:, : self.main].T
+        residual = torch.linalg.vector_norm(apart - inside, dim=1, keepdim=True)
+        return logits, torch.cat([projection, residual], dim=1)
 
     def answer(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits, and the mean of the middle layer (batch, width)."""
@@ -68,7 +67,8 @@ class Graph(nn.Module):
         """
         self.centre = means.mean(0)
         apart = (means - self.centre).double()
-        self.basis = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -self.basis.shape[1] :].float().contiguous()
+        directions = torch.linalg.eigh(apart.T @ apart).eigenvectors
+        self.matrix[:, : self.main] = directions[:, -self.main :].float()
 
 
 def write(graph: Graph, path: Path) -> None:
