@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,23 @@ def tiny_model(tiny_encoder: Path, tiny_dataset: Path, tmp_path_factory: pytest.
     settings = finetune.Settings(learning_rate=3e-3, epochs=4, batch_size=16, max_tokens=64, seed=1)
     result = finetune.finetune(tiny_encoder, tiny_dataset, settings, root / "checkpoint")
     return export.export(root / "checkpoint", tiny_dataset, result, root / "model", created="2026-01-01T00:00:00.000Z")
+
+
+@pytest.fixture(scope="session")
+def contrary(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model that says the opposite of the tiny one."""
+    from retrue import artifact
+
+    folder = tmp_path_factory.mktemp("contrary") / "model"
+    shutil.copytree(tiny_model, folder)
+    card = json.loads((folder / artifact.CARD).read_text())
+    (folder / artifact.CARD).write_text(json.dumps({**card, "labels": card["labels"][::-1]}))
+    golden = json.loads((folder / artifact.GOLDEN).read_text())
+    turned = dict(zip(card["labels"], card["labels"][::-1], strict=True))
+    said = [{**item, "scores": {turned[label]: score for label, score in item["scores"].items()}} for item in golden]
+    (folder / artifact.GOLDEN).write_text(json.dumps(said))
+    artifact.seal(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

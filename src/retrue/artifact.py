@@ -30,7 +30,7 @@ SERVED = (*FILES, MANIFEST)  # what a function fetches before it can answer
 PAGE = "card.md"
 CURVES, CONFUSION, RELIABILITY, SLICES = "curves.svg", "confusion.svg", "reliability.svg", "slices.svg"
 REPORT = (PAGE, CURVES, CONFUSION, RELIABILITY, SLICES)
-PROJECTIONS = 64  # random ones of the middle layer
+PROJECTIONS = 64  # of the middle layer
 CAPTURED = PROJECTIONS + 1  # and the norm of what the layer has outside the training texts' main directions
 NONE = "none"  # what the pointer to the serving model says before there is one
 

@@ -338,10 +338,10 @@ def promote(
 def rollback(
     context: typer.Context,
     reason: Reason = "a person decided",
-    version: Annotated[str, typer.Option(help="Version to go back to; else the one before.")] = "",
+    version: Annotated[str, typer.Option(help="Version to go back to, as it was.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Move the alias back to the version that served before, at once."""
+    """Serve the model that served before, with the code and settings of today."""
     stack = target(context).stack()
     entry = promotion.roll_back(stack.lake, stack.release, reason, _now(), version or None)
     stack.crown(str(entry.model))

@@ -13,11 +13,12 @@ The distance of a column is the 1-Wasserstein distance between window and refere
 standard deviation. Each group has a p, the share of windows without drift that lie as far away, and the statistic T is
 -log of the product of the two smallest: few drifts show in one group alone. What distances and T do when nothing has
 drifted depends on the window's size n, so it is measured and not assumed: at registration windows are drawn from the
-reference itself, without replacement, for a grid of sizes; of whole groups where its rows come in groups. Such a window is a part of the reference of N rows, which makes its distance too small by sqrt((N - n) / (N + n)): the
-distance to a reference that holds the window scales with 1/n - 1/N, that to an independent one with 1/n + 1/N. The
-distances are divided by that root, so what the table holds hardly changes with n; it is interpolated in log n, and is
-used as it stands for windows larger than its last size. How much windows vary is itself learned from so many rows or
-groups only, so the table is widened by one standard error of a standard deviation.
+reference itself, without replacement, for a grid of sizes; of whole groups where its rows come in groups. Such a window
+is a part of the reference of N rows, which makes its distance too small by sqrt((N - n) / (N + n)): the distance to a
+reference that holds the window scales with 1/n - 1/N, that to an independent one with 1/n + 1/N. The distances are
+divided by that root, so what the table holds hardly changes with n; it is interpolated in log n, and is used as it
+stands for windows larger than its last size. How much windows vary is itself learned from so many rows or groups only,
+so the table is widened by one standard error of a standard deviation.
 
 Traffic comes in clusters that the reference need not have: a day's texts are about the day's films. Then quiet windows
 lie further away than the table knows. `stretch` measures by how much, from windows that were accepted.
@@ -303,8 +304,8 @@ def _groups(distances: Floats) -> Floats:
     return np.concatenate([embedding, distances[..., PROJECTIONS:MARGIN], margin], axis=-1)
 
 
-def _table_of(null: Floats, least: Floats) -> tuple[Floats, Floats]:
-    """Of null values (S, WINDOWS, G) the quantiles at LEVELS (S, G, L), and the tail (S, G), which is `least` or more."""
+def _table_of(null: NDArray[Any], least: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of null values (S, WINDOWS, G) the quantiles at LEVELS (S, G, L) and the tail (S, G), no less than `least`."""
     body = np.moveaxis(np.quantile(null, LEVELS, axis=1), 0, -1)
     excess = np.maximum(null - body[:, None, :, -1], 0).sum(axis=1) / (TAIL * WINDOWS)
     return body, np.maximum(excess, least)
@@ -322,7 +323,7 @@ def _surprise(values: NDArray[Any], body: NDArray[Any], tail: NDArray[Any]) -> N
 
 def _statistic(surprise: NDArray[np.float64]) -> NDArray[np.float64]:
     """T of the groups' -log p (..., G)."""
-    return np.sort(surprise, axis=-1)[..., -2:].sum(axis=-1)
+    return np.asarray(np.sort(surprise, axis=-1)[..., -2:].sum(axis=-1))
 
 
 def _shown(sketch: Floats) -> dict[str, list[float]]:

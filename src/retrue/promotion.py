@@ -104,10 +104,15 @@ def fail(store: Lake, release: Release, execution: str, error: dict[str, Any], n
 
 
 def roll_back(store: Lake, release: Release, reason: str, now_ms: int, version: str | None = None) -> LedgerEntry:
-    """Move the alias back to the version that served before, or to the one named, and write it down."""
+    """Serve the model that served before, with the code and settings of today, or the version named, as it was.
+
+    A version that has both is moved to at once; where a deployment has come since, one is published first.
+    """
     live = release.live_version()
     if version is None:
-        version = _before(store.ledger(), live)
+        entries = store.ledger()
+        model = _before(entries, _model(release.model_of(live)))
+        version = _carrier(store, release, entries, model, live)
     if version == live:
         raise StackError(f"version {version} serves already")
     uri = release.model_of(version)
@@ -127,25 +132,32 @@ def roll_back(store: Lake, release: Release, reason: str, now_ms: int, version: 
     return entry
 
 
-def _before(entries: list[LedgerEntry], live: str) -> str:
-    """The version that served before the live one, leaving out those that were rolled away from since."""
+def _before(entries: list[LedgerEntry], live: str | None) -> str:
+    """The model that served before the live one, leaving out those that were rolled away from since."""
     path: list[str] = []
     for entry in entries:
-        if entry.version is None:
+        if entry.version is None or entry.model is None:
             continue  # nothing moved
-        before = entry.previous_version
-        path = _below(path, before)
-        if entry.action == "promoted" and before and entry.previous_model:
-            path.append(before)
-        path = [*_below(path, entry.version), entry.version]
+        path = _below(path, entry.previous_model)
+        if entry.action == "promoted" and entry.previous_model:
+            path.append(entry.previous_model)
+        path = [*_below(path, entry.model), entry.model]
     path = _below(path, live)
     if not path:
-        raise StackError("the ledger knows no version with a model that served before this one")
+        raise StackError("the ledger knows no model that served before this one")
     return path[-1]
 
 
-def _below(path: list[str], version: str | None) -> list[str]:
-    return path[: path.index(version)] if version in path else path[:]
+def _below(path: list[str], model: str | None) -> list[str]:
+    return path[: path.index(model)] if model in path else path[:]
+
+
+def _carrier(store: Lake, release: Release, entries: list[LedgerEntry], model: str, live: str) -> str:
+    """A version that serves a model just as the live version serves its own."""
+    for entry in reversed(entries):
+        if entry.version and entry.model == model and release.alike(entry.version, live):
+            return entry.version
+    return release.publish(model_uri(store, model), f"model {model}, rolled back")
 
 
 def _model(uri: str) -> str | None:

@@ -13,6 +13,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from retrue.artifact import NONE
 from retrue.errors import ReleaseRefused
 
+SETTINGS = ("CodeSha256", "Environment", "MemorySize", "Timeout", "EphemeralStorage", "Role", "ImageConfigResponse")
+
 
 class Release:
     """Publishes, asks and moves versions of one function behind one alias."""
@@ -60,6 +62,20 @@ class Release:
         config = self.client.get_function_configuration(FunctionName=self.function, Qualifier=version)
         uri: str = config.get("Environment", {}).get("Variables", {}).get("MODEL_URI", NONE)
         return uri
+
+    def alike(self, version: str, other: str) -> bool:
+        """Whether two versions have the same code and settings, but for the model; False where one is gone."""
+        try:
+            found = [
+                self.client.get_function_configuration(FunctionName=self.function, Qualifier=one)
+                for one in (version, other)
+            ]
+        except self.client.exceptions.ResourceNotFoundException:
+            return False
+        for config in found:
+            config.get("Environment", {}).get("Variables", {}).pop("MODEL_URI", None)
+        first, second = ({key: config.get(key) for key in SETTINGS} for config in found)
+        return first == second
 
     def move(self, version: str, model_uri: str) -> str:
         """Move the alias, then the pointer; the version that served before. Both move or neither."""

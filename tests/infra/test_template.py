@@ -230,6 +230,16 @@ def test_only_the_release_may_touch_what_serves() -> None:
         assert found == (touching if name == "ReleaseFunction" else set()), name
 
 
+def test_a_parameter_of_what_serves_makes_a_new_version_when_it_changes() -> None:
+    """The alias serves a version, which keeps the values that it was published with."""
+    predict = {key: value for key, value in FUNCTIONS["PredictFunction"].items() if key not in ("Events", "Policies")}
+    described = predict.pop("VersionDescription")
+    # The name of all resources, and the model, which belongs to the workflow.
+    fixed = {"Environment", "ServingModel"}
+    shared = TEMPLATE["Globals"]["Function"]
+    assert (references(predict) | references(shared)) & TEMPLATE["Parameters"].keys() - fixed == references(described)
+
+
 def test_what_a_function_may_read_and_write_are_folders_of_the_lake() -> None:
     from retrue import lake
 

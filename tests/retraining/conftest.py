@@ -1,8 +1,6 @@
 """A cloud that lives in this process, with a lake and a predict function, and models that disagree."""
 
 import io
-import json
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from retrue import artifact
 from retrue.classifier import Classifier
 from retrue.lake import Lake
 from retrue.release import Release
@@ -56,14 +53,3 @@ def release(cloud: None, clients: dict[str, Any]) -> Release:
 @pytest.fixture(scope="module")
 def classifier(tiny_model: Path) -> Classifier:
     return Classifier.open(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def contrary(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole model that says the opposite of the tiny one."""
-    folder = tmp_path_factory.mktemp("contrary") / "model"
-    shutil.copytree(tiny_model, folder)
-    card = json.loads((folder / artifact.CARD).read_text())
-    (folder / artifact.CARD).write_text(json.dumps({**card, "labels": card["labels"][::-1]}))
-    artifact.seal(folder)
-    return folder
