@@ -159,6 +159,19 @@ def test_labels_are_kept_by_the_time_they_arrived(lake: Lake) -> None:
     assert list(lake.newest_labels(NOW, hours=1)) == [second, first]
 
 
+def test_predictions_since_a_time_are_given_once_whether_batched_or_not(lake: Lake) -> None:
+    made = [prediction(NOW + minutes * 60_000) for minutes in (-90, -31, -2, -1, 0, 5, 61)]
+    for one in made[:5]:
+        lake.write_predictions([one])
+    batch(lake)
+    for one in made[4:]:  # the fifth lies in both places, as while the monitor moves it
+        lake.write_predictions([one])
+    since = NOW - 90_000
+    found = list(lake.predictions_since(since))
+    assert sorted(found, key=lambda one: one.id) == made[3:]
+    assert list(lake.predictions_since(NOW + 62 * 60_000)) == []
+
+
 def test_labels_come_newest_first_from_both_places(lake: Lake) -> None:
     old = prediction(NOW - 90 * 24 * HOUR)
     made = [label(NOW - n * 13 * 60_000, old) for n in range(20)]

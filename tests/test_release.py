@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -14,7 +15,7 @@ from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from retrue.errors import ReleaseRefused
+from retrue.errors import AliasMoved, ReleaseRefused
 from retrue.release import Release, serving_model
 
 PARAMETER = "/retrue/test/model"
@@ -111,6 +112,99 @@ def test_moving_tells_what_served_before_and_moves_alias_and_pointer(release: Re
     assert (release.live_version(), serving_model(PARAMETER)) == (first, FIRST)
     assert release.move(second, SECOND) == first
     assert (release.live_version(), serving_model(PARAMETER, release.ssm)) == (second, SECOND)
+
+
+def weights(release: Release) -> dict[str, float]:
+    alias = release.client.get_alias(FunctionName="predict", Name="live")
+    return dict(alias.get("RoutingConfig", {}).get("AdditionalVersionWeights", {}))
+
+
+def test_a_share_of_the_traffic_is_given_and_taken_away(release: Release) -> None:
+    version = release.publish(FIRST, "one")
+    release.share(version, 0.1)
+    assert (release.live_version(), weights(release)) == ("1", {version: 0.1})
+    release.settle()
+    assert (release.live_version(), weights(release)) == ("1", {})
+
+
+def test_who_is_moved_to_answers_everything(release: Release) -> None:
+    version = release.publish(FIRST, "one")
+    release.share(version, 0.1)
+    release.move(version, FIRST)
+    assert (release.live_version(), weights(release)) == (version, {})
+
+
+def test_an_alias_that_is_moved_at_the_same_moment_is_left_alone() -> None:
+    client = boto3.client("lambda")
+    with Stubber(client) as stub:
+        stub.add_response(
+            "get_alias", {"FunctionVersion": "1", "RevisionId": "r1"}, {"FunctionName": "predict", "Name": "live"}
+        )
+        stub.add_client_error(
+            "update_alias",
+            "PreconditionFailedException",
+            expected_params={
+                "FunctionName": "predict",
+                "Name": "live",
+                "FunctionVersion": "7",
+                "RoutingConfig": {"AdditionalVersionWeights": {}},
+                "RevisionId": "r1",
+            },
+        )
+        with pytest.raises(AliasMoved):
+            Release("predict", "live", PARAMETER, client, object()).move("7", FIRST)
+
+
+def test_versions_are_alike_that_differ_in_the_model_only(release: Release) -> None:
+    first, second = release.publish(FIRST, "one"), release.publish(SECOND, "two")
+    assert release.alike(first, second)
+    release.client.update_function_configuration(
+        FunctionName="predict", Environment={"Variables": {**BEFORE, "KEEP_TEXT": "false"}}
+    )
+    third = release.publish(FIRST, "three")
+    assert not release.alike(first, third)
+    assert not release.alike("99", third)
+
+
+def test_calls_are_those_of_a_version_behind_the_alias_and_5xx_are_failures() -> None:
+    cloudwatch = boto3.client("cloudwatch")
+    behind = [
+        {"Name": "FunctionName", "Value": "predict"},
+        {"Name": "Resource", "Value": "predict:live"},
+        {"Name": "ExecutedVersion", "Value": "7"},
+    ]
+    told = [{"Name": "Environment", "Value": "prod"}, {"Name": "Version", "Value": "7"}]
+
+    def query(id: str, namespace: str, name: str, dimensions: Any, stat: str, period: int = 60) -> dict[str, Any]:
+        metric = {"Namespace": namespace, "MetricName": name, "Dimensions": dimensions}
+        return {"Id": id, "MetricStat": {"Metric": metric, "Period": period, "Stat": stat}}
+
+    asked = {
+        "MetricDataQueries": [
+            query("calls", "AWS/Lambda", "Invocations", behind, "Sum"),
+            query("errors", "AWS/Lambda", "Errors", behind, "Sum"),
+            query("duration", "AWS/Lambda", "Duration", behind, "p95", 180),
+            query("failed", "retrue", "FailedRequests", told, "Sum"),
+        ],
+        "StartTime": datetime.fromtimestamp(1_767_259_800, UTC),
+        "EndTime": datetime.fromtimestamp(1_767_259_950, UTC),
+    }
+    pages = [
+        {"calls": [3.0, 4.0], "errors": [1.0], "duration": [42.5], "failed": []},
+        {"calls": [5.0], "failed": [2.0]},
+    ]
+    with Stubber(cloudwatch) as stub:
+        for number, page in enumerate(pages):
+            results = [{"Id": id, "Values": values} for id, values in page.items()]
+            more = {} if number else {"NextToken": "more"}
+            stub.add_response(
+                "get_metric_data",
+                {"MetricDataResults": results, **more},
+                asked | ({"NextToken": "more"} if number else {}),
+            )
+        release = Release("predict", "live", PARAMETER, object(), object(), cloudwatch)
+        assert release.calls("prod", "7", 1_767_259_800_000, 1_767_259_950_000) == (12, 3, 42.5)
+        stub.assert_no_pending_responses()
 
 
 def test_the_alias_goes_back_when_the_pointer_may_not_be_written(release: Release) -> None:

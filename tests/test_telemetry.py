@@ -23,6 +23,14 @@ def test_a_line_has_every_value_and_the_environment_as_its_only_dimension(
     assert set(line) == {"_aws", "Environment", "Accuracy", "WindowRows"}
 
 
+def test_the_version_is_a_second_dimension_where_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    publish("prod", {Metric.FAILED_REQUESTS: 1}, round(time.time() * 1000), "7")
+    line = json.loads(capsys.readouterr().out)
+    (told,) = line["_aws"]["CloudWatchMetrics"]
+    assert sorted(told["Dimensions"][0]) == ["Environment", "Version"]
+    assert (line["Environment"], line["Version"], line["FailedRequests"]) == ("prod", "7", [1.0])
+
+
 def test_no_values_write_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     publish("prod", {}, round(time.time() * 1000))
     assert capsys.readouterr().out == ""

@@ -18,6 +18,7 @@ from retrue.answers import Answers
 from retrue.errors import RetrueError
 from retrue.lake import Lake
 from retrue.records import Job
+from retrue.telemetry import Metric, publish
 from shapes import Feedback, Health, Inputs, Model, Predictions, Truth, answer
 
 MODEL_HEADER = "x-retrue-model"
@@ -81,6 +82,9 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     reply = problems.unreadable(event) or app.resolve(event, context)
     facts = {"status": reply["statusCode"], "ms": round(1000 * (time.perf_counter() - began), 1)}
     logger.info("request", extra={"route": f"{event['httpMethod']} {event['resource']}", **facts})
+    if reply["statusCode"] >= 500 and "ENVIRONMENT" in os.environ:
+        now = time.time_ns() // 1_000_000
+        publish(os.environ["ENVIRONMENT"], {Metric.FAILED_REQUESTS: 1}, now, context.function_version)
     return reply
 
 

@@ -30,9 +30,9 @@ def _steps() -> tuple[settings.Steps, Lake]:
 
 
 @cache
-def _release() -> tuple[Lake, Release]:
+def _release() -> tuple[settings.Release, Lake, Release]:
     read = settings.read(settings.Release, os.environ)
-    return Lake(read.bucket), Release(read.function, read.alias, read.model_parameter)
+    return read, Lake(read.bucket), Release(read.function, read.alias, read.model_parameter)
 
 
 @logger.inject_lambda_context
@@ -77,16 +77,25 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 @logger.inject_lambda_context
 def release(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Publish, validate, promote; or write down why not."""
-    store, target = _release()
+    """Publish, validate, share, watch, promote; or write down why not."""
+    config, store, target = _release()
     answer: dict[str, Any] | LedgerEntry
+    what: tuple[Any, ...]
     match event["step"]:
         case "publish":
             answer = promotion.publish(store, target, event["model"], event["run"])
         case "validate":
             answer = promotion.validate(store, target, event["model"], event["version"])
+        case "share":
+            answer = promotion.share(target, config, event["version"], _now())
+        case "watch":
+            what = (event["model"], event["version"], event["shared"])
+            answer = promotion.watch(store, target, config, *what, _now())
+        case "withdraw":
+            what = (event["run"], event["request"], event["model"], event["watched"])
+            answer = promotion.withdraw(store, target, *what, _now())
         case "promote":
-            what = (event["run"], event["request"], event["candidate"], event["version"])
+            what = (event["run"], event["request"], event["candidate"], event["version"], event["live"])
             answer = promotion.promote(store, target, *what, _now())
         case "reject":
             answer = promotion.reject(store, target, event["run"], event["request"], event["candidate"], _now())

@@ -13,6 +13,7 @@ RetrueError
 ├── TrainingFailed     the training program ended with an error: read its last lines in the message
 ├── Interrupted        the training was stopped from outside: start it again, it goes on from its last checkpoint
 ├── ReleaseRefused     a version did not answer as its model must: the alias was left where it was
+├── AliasMoved         a deployment moved the alias meanwhile: publish the model again, with the code of now
 ├── Busy               another did the same at the same time: look at what it found, or try again
 └── StackError         the stack is not there or not ready: run `retrue up`, or name the right one
 """
@@ -68,6 +69,10 @@ class Interrupted(RetrueError):
 
 class ReleaseRefused(RetrueError):
     """A version did not answer as its model must."""
+
+
+class AliasMoved(RetrueError):
+    """A deployment moved the alias meanwhile."""
 
 
 class Busy(RetrueError):

@@ -222,6 +222,21 @@ class Lake:
                     missing -= found.keys()
                 yield [found[id] for id in sorted(found)]
 
+    def predictions_since(self, since: int) -> Iterator[Prediction]:
+        """Predictions from a time in milliseconds on, each once, whether they are batched yet or not.
+
+        The queue is read first: what the monitor moves meanwhile is found among what it has written.
+        """
+        seen: set[str] = set()
+        new = self.keys(CAPTURE, after=hour_prefix(CAPTURE, since) + stamp(since))
+        batched = (key for key in self.keys(PREDICTIONS, after=hour_prefix(PREDICTIONS, since)) if last(key) >= since)
+        for keys in (new, batched):
+            for _, lines in self.lines(keys):
+                for prediction in map(Prediction.from_json, lines):
+                    if prediction.id not in seen and (id_ms(prediction.id) or 0) >= since:
+                        seen.add(prediction.id)
+                        yield prediction
+
     def newest_labels(self, now_ms: int, hours: int) -> Iterator[Label]:
         """Labels that arrived in the last hours, newest first; one that is being batched meanwhile may come twice.
 

@@ -167,7 +167,7 @@ class LedgerEntry(Record):
     """One line of the append-only ledger: what began to serve (or was refused), when, why, and what came before."""
 
     time: str
-    action: Literal["promoted", "rejected", "rolled-back", "failed"]
+    action: Literal["promoted", "rejected", "withdrawn", "rolled-back", "failed"]
     model: str | None
     reason: str
     version: str | None = None

@@ -5,13 +5,16 @@ can serve again at any time. The alias moves first and the parameter after it; i
 """
 
 import json
+import math
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from retrue.artifact import NONE
-from retrue.errors import ReleaseRefused
+from retrue.errors import AliasMoved, ReleaseRefused
+from retrue.telemetry import DIMENSION, NAMESPACE, VERSION, Metric
 
 SETTINGS = ("CodeSha256", "Environment", "MemorySize", "Timeout", "EphemeralStorage", "Role", "ImageConfigResponse")
 
@@ -19,10 +22,19 @@ SETTINGS = ("CodeSha256", "Environment", "MemorySize", "Timeout", "EphemeralStor
 class Release:
     """Publishes, asks and moves versions of one function behind one alias."""
 
-    def __init__(self, function: str, alias: str, parameter: str, lambda_client: Any = None, ssm: Any = None) -> None:
+    def __init__(
+        self,
+        function: str,
+        alias: str,
+        parameter: str,
+        lambda_client: Any = None,
+        ssm: Any = None,
+        cloudwatch: Any = None,
+    ) -> None:
         self.function, self.alias, self.parameter = function, alias, parameter
         self.client = lambda_client if lambda_client is not None else boto3.client("lambda")
         self.ssm = ssm if ssm is not None else boto3.client("ssm")
+        self.cloudwatch = cloudwatch if cloudwatch is not None else boto3.client("cloudwatch")
 
     def publish(self, model_uri: str, description: str) -> str:
         """Publish a version that serves this model with the newest code, and wait until it can be called.
@@ -77,16 +89,86 @@ class Release:
         first, second = ({key: config.get(key) for key in SETTINGS} for config in found)
         return first == second
 
+    def share(self, version: str, weight: float) -> None:
+        """Let a version answer a share of what the alias is asked."""
+        self._route(self.live_version(), {version: weight})
+
+    def settle(self) -> None:
+        """Let the version behind the alias answer everything again."""
+        self._route(self.live_version(), {})
+
     def move(self, version: str, model_uri: str) -> str:
-        """Move the alias, then the pointer; the version that served before. Both move or neither."""
-        before = self.live_version()
-        self.client.update_alias(FunctionName=self.function, Name=self.alias, FunctionVersion=version)
+        """Move the alias, then the pointer; the version that served before. Both move or neither.
+
+        AliasMoved where somebody else moves the alias at the same time.
+        """
+        alias = self.client.get_alias(FunctionName=self.function, Name=self.alias)
+        before: str = alias["FunctionVersion"]
+        try:
+            self._route(version, {}, RevisionId=alias["RevisionId"])
+        except self.client.exceptions.PreconditionFailedException:
+            raise AliasMoved("the alias was moved at the same moment") from None
         try:
             self.ssm.put_parameter(Name=self.parameter, Value=model_uri, Type="String", Overwrite=True)
         except (ClientError, BotoCoreError):
-            self.client.update_alias(FunctionName=self.function, Name=self.alias, FunctionVersion=before)
+            self._route(before, {})
             raise
         return before
+
+    def _route(self, version: str, weights: dict[str, float], **more: str) -> None:
+        self.client.update_alias(
+            FunctionName=self.function,
+            Name=self.alias,
+            FunctionVersion=version,
+            RoutingConfig={"AdditionalVersionWeights": weights},
+            **more,
+        )
+
+    def calls(self, environment: str, version: str, since: int, until: int) -> tuple[int, int, float | None]:
+        """What CloudWatch counted of a version behind the alias between two times in milliseconds.
+
+        Calls, failed ones, and the 95th percentile of durations in milliseconds where there is one. An answer
+        of 5xx is a failure too, of which Lambda knows nothing: the function tells it by a metric of its own.
+        """
+        behind = {
+            "FunctionName": self.function,
+            "Resource": f"{self.function}:{self.alias}",
+            "ExecutedVersion": version,
+        }
+        told = {DIMENSION: environment, VERSION: version}
+        # One period for a percentile, which cannot be made from those of parts.
+        whole = 60 * max(1, math.ceil((until - since) / 60_000))
+        wanted = [
+            ("calls", "AWS/Lambda", "Invocations", behind, "Sum", 60),
+            ("errors", "AWS/Lambda", "Errors", behind, "Sum", 60),
+            ("duration", "AWS/Lambda", "Duration", behind, "p95", whole),
+            ("failed", NAMESPACE, Metric.FAILED_REQUESTS.value, told, "Sum", 60),
+        ]
+        queries = [
+            {
+                "Id": id,
+                "MetricStat": {
+                    "Metric": {
+                        "Namespace": namespace,
+                        "MetricName": name,
+                        "Dimensions": [{"Name": key, "Value": value} for key, value in dimensions.items()],
+                    },
+                    "Period": period,
+                    "Stat": stat,
+                },
+            }
+            for id, namespace, name, dimensions, stat, period in wanted
+        ]
+        start, end = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (since, until))
+        pages = self.cloudwatch.get_paginator("get_metric_data").paginate(
+            MetricDataQueries=queries, StartTime=start, EndTime=end
+        )
+        values: dict[str, list[float]] = {id: [] for id, *_ in wanted}
+        for page in pages:
+            for result in page["MetricDataResults"]:
+                values[result["Id"]] += result["Values"]
+        failed = sum(values["errors"]) + sum(values["failed"])
+        return round(sum(values["calls"])), round(failed), max(values["duration"], default=None)
 
 
 def serving_model(parameter: str, ssm: Any = None) -> str:

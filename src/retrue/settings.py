@@ -144,10 +144,19 @@ class Steps:
 
 @dataclass(frozen=True)
 class Release:
-    """Settings of the steps that may touch what serves: publish, validate, promote, settle."""
+    """Settings of the steps that may touch what serves.
+
+    A new version answers `canary_share` of the traffic for `canary_minutes`; the others are retrue.canary.Bounds.
+    """
 
     bucket: str
     environment: str
     model_parameter: str
     function: str
     alias: str = "live"
+    canary_share: float = 0.1
+    canary_minutes: float = 10.0
+    canary_failures: float = 0.01
+    canary_slowdown: float = 2.0
+    canary_distance: float = 0.2
+    canary_agreement: float = 0.5

@@ -7,6 +7,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import AmazonCloudWatchEMFProvider
 
 NAMESPACE, DIMENSION = "retrue", "Environment"
+VERSION = "Version"  # the second dimension of what a canary is judged by
 
 
 class Metric(StrEnum):
@@ -33,6 +34,7 @@ class Metric(StrEnum):
     JOB_REJECTED = "JobRejected"
     LABELS_WANTED = "LabelsWanted"
     RETRAIN_REQUESTED = "RetrainRequested"
+    FAILED_REQUESTS = "FailedRequests"  # by version, too
 
 
 COUNTS = frozenset(
@@ -46,18 +48,21 @@ COUNTS = frozenset(
         Metric.JOB_REJECTED,
         Metric.LABELS_WANTED,
         Metric.RETRAIN_REQUESTED,
+        Metric.FAILED_REQUESTS,
     }
 )
 
 
-def publish(environment: str, values: Mapping[Metric, float], now_ms: int) -> None:
-    """Write one line for these values, with the environment as their only dimension; none for no values."""
+def publish(environment: str, values: Mapping[Metric, float], now_ms: int, version: str = "") -> None:
+    """Write one line for these values, by environment, and by version where one is named; none for no values."""
     if not values:
         return
     provider = AmazonCloudWatchEMFProvider(namespace=NAMESPACE)
     # With the service's name as a second dimension these would be other metrics than those the alarms watch.
     provider.service = ""
     provider.add_dimension(DIMENSION, environment)
+    if version:
+        provider.add_dimension(VERSION, version)
     for metric, value in values.items():
         provider.add_metric(metric.value, MetricUnit.Count if metric in COUNTS else MetricUnit.NoUnit, value)
     provider.set_timestamp(now_ms)

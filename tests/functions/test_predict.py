@@ -31,6 +31,7 @@ CONTEXT = SimpleNamespace(
     memory_limit_in_mb=1769,
     invoked_function_arn="arn:aws:lambda:eu-central-1:000000000000:function:predict",
     aws_request_id="9d1e1f2a-0000-4000-8000-000000000000",
+    function_version="7",
 )
 
 Reply = tuple[int, dict[str, Any], dict[str, str]]

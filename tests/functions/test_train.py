@@ -162,7 +162,9 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert release(app, "validate", model=model, version=version)["worst"] < 1e-6
     assert serving_model(PARAMETER) == "none"
 
-    entry = release(app, "promote", request=REQUEST, candidate=candidate, version=version)
+    shared = release(app, "share", version=version)
+    assert (shared["on"], shared["live"]) == (False, "1")  # nobody serves with whom it could be compared
+    entry = release(app, "promote", request=REQUEST, candidate=candidate, version=version, live=shared["live"])
     assert (entry["action"], entry["model"], entry["version"], entry["run"]) == ("promoted", model, version, RUN)
     assert entry["previous_version"] == "1"
     assert serving_model(PARAMETER) == lake.uri(f"models/{model}/")
@@ -187,6 +189,7 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
         "register",
         "publish",
         "validate",
+        "share",
         "promote",
         "crown",
         "evaluate",
@@ -195,7 +198,7 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert [line["step"] for line in told] == order
     assert told[1]["dataset"] == data["dataset"]
     assert told[4]["promote"] is True
-    assert told[8]["reason"] == f"the texts drifted: {candidate['reason']}"
+    assert told[9]["reason"] == f"the texts drifted: {candidate['reason']}"
     assert "zanzibar" not in log.getvalue()
     assert all(text not in log.getvalue() for text in texts)
 

@@ -29,6 +29,7 @@ OF_LIBRARIES = {"ORT_DISABLE_TELEMETRY", "POWERTOOLS_LOG_LEVEL"}
 # Actions that IAM knows no resource for.
 WITHOUT_RESOURCE = {
     "batch:DescribeJobs": "lists jobs by id, and IAM has no resource type for it",
+    "cloudwatch:GetMetricData": "reads metrics by name, and IAM has no resource type for it",
     "ecr:GetAuthorizationToken": "one token for the whole registry",
 }
 ASYNCHRONOUS = {"EventBridgeRule", "Schedule", "ScheduleV2", "S3", "SNS"}

@@ -116,8 +116,10 @@ def test_a_task_has_a_time_limit_and_its_errors_are_recorded(name: str) -> None:
     task = TASKS[name]
     assert task["TimeoutSeconds"] > 0
     if name not in AFTER_A_FAILURE:
-        (catch,) = task["Catch"]
+        *moved, catch = task["Catch"]
         after = "NotTrained" if name in TRAINING else "RecordFailure"
+        again = {"ErrorEquals": ["AliasMoved"], "ResultPath": "$.error", "Next": "Publish"}
+        assert moved == ([again] if name in ("Look", "Promote") else [])
         assert catch == {"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": after}
 
 

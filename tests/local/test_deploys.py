@@ -47,7 +47,10 @@ class Deployment:
         version = promotion.publish(stack.lake, stack.release, model, run)["version"]
         promotion.validate(stack.lake, stack.release, model, version)
         request, candidate = {"reason": "a test"}, {"model": model, "reason": "better"}
-        promotion.promote(stack.lake, stack.release, run, request, candidate, version, time.time_ns() // 1_000_000)
+        live = stack.release.live_version()
+        promotion.promote(
+            stack.lake, stack.release, run, request, candidate, version, live, time.time_ns() // 1_000_000
+        )
 
     def serving(self) -> tuple[str, str, str]:
         """Code, model, and a parameter as the alias has them."""

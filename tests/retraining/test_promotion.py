@@ -1,5 +1,6 @@
 """What serves and why: versions, the alias, the pointer and the ledger, on a cloud that lives in this process."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ import requests
 
 from retrue import artifact, promotion
 from retrue.classifier import Classifier
-from retrue.errors import NotFound, ReleaseRefused, StackError
+from retrue.errors import AliasMoved, NotFound, ReleaseRefused, StackError
 from retrue.lake import Lake
-from retrue.records import LedgerEntry, iso
+from retrue.records import LedgerEntry, Prediction, iso, new_id
 from retrue.release import Release, serving_model
+from retrue.settings import Release as Settings
 from retrue.workflow import run_of
 
 PARAMETER = "/retrue/test/model"
@@ -34,7 +36,8 @@ def served(store: Lake, release: Release, model: str, minute: int, reason: str =
     store.put(f"models/{model}/{artifact.MANIFEST}", b"{}")
     version: str = promotion.publish(store, release, model, f"run-{minute}")["version"]
     candidate = {"model": model, "reason": reason, "evidence": {"rows": 40}}
-    promotion.promote(store, release, f"run-{minute}", REQUEST, candidate, version, NOW + minute)
+    live = release.live_version()
+    promotion.promote(store, release, f"run-{minute}", REQUEST, candidate, version, live, NOW + minute)
     return version
 
 
@@ -112,6 +115,153 @@ def test_a_version_that_serves_another_model_is_refused(
     answer({**probed(classifier, golden), "model": "ffffffffffff"})
     with pytest.raises(ReleaseRefused, match=f"serves model ffffffffffff where {classifier.model} was expected"):
         promotion.validate(lake, release, classifier.model, "2")
+
+
+# the canary
+SETTINGS = Settings("retrue-test", "test", PARAMETER, "predict", canary_share=0.2, canary_minutes=3)
+
+
+def weights(release: Release) -> dict[str, float]:
+    alias = release.client.get_alias(FunctionName="predict", Name="live")
+    return dict(alias.get("RoutingConfig", {}).get("AdditionalVersionWeights", {}))
+
+
+class Canary:
+    """A model that is published beside a champion."""
+
+    def __init__(self, lake: Lake, release: Release, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.lake, self.release, self.patch = lake, release, patch
+        self.model = artifact.identity(folder)
+        served(lake, release, "champion", 1)
+        lake.upload_folder(folder, f"models/{self.model}/")
+        self.version: str = promotion.publish(lake, release, self.model, "run-2")["version"]
+        self.golden = lake.get_json(f"models/{self.model}/{artifact.GOLDEN}")
+
+    def look(
+        self,
+        minutes: float,
+        counts: tuple[int, int, float | None] = (0, 0, None),
+        said: float = 1.0,
+        shared: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """What is found after so many minutes, where CloudWatch counted so, and the champion said so to golden inputs.
+
+        The local cloud in this process counts no calls.
+        """
+        usual = (500, 0, 40.0)
+        self.patch.setattr(self.release, "calls", lambda _, one, *__: counts if one == self.version else usual)
+        ours, theirs = (
+            {"model": model, "scores": [{"negative": score, "positive": 1 - score} for _ in self.golden]}
+            for model, score in ((self.model, 1.0), ("champion", said))
+        )
+        answer(ours, theirs)
+        begun = shared or promotion.share(self.release, SETTINGS, self.version, NOW)
+        now = NOW + round(60_000 * minutes)
+        return promotion.watch(self.lake, self.release, SETTINGS, self.model, self.version, begun, now)
+
+
+@pytest.fixture
+def canary(lake: Lake, release: Release, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Canary:
+    return Canary(lake, release, tiny_model, monkeypatch)
+
+
+def test_a_version_is_given_its_share_where_there_is_a_champion(lake: Lake, release: Release) -> None:
+    lake.put(f"models/aaa/{artifact.MANIFEST}", b"{}")
+    lake.put(f"models/bbb/{artifact.MANIFEST}", b"{}")
+    first = promotion.publish(lake, release, "aaa", "run-1")["version"]
+    assert promotion.share(release, SETTINGS, first, NOW)["on"] is False
+    assert weights(release) == {}
+    champion = served(lake, release, "aaa", 1)
+    second = promotion.publish(lake, release, "bbb", "run-2")["version"]
+    shared = promotion.share(release, SETTINGS, second, NOW)
+    assert shared == {"on": True, "live": champion, "since": NOW, "until": NOW + 180_000, "wait": 60}
+    assert weights(release) == {second: 0.2}
+    none = dataclasses.replace(SETTINGS, canary_share=0.0)
+    assert promotion.share(release, none, second, NOW)["on"] is False
+
+
+def test_a_quiet_canary_is_watched_to_its_end_and_harmless(canary: Canary) -> None:
+    found = canary.look(1)
+    assert (found["state"], found["shared"]["wait"]) == ("watching", 60)
+    found = canary.look(2.5, shared=found["shared"])
+    assert (found["state"], found["shared"]["wait"]) == ("watching", 30)
+    found = canary.look(3, shared=found["shared"])
+    assert (found["state"], found["reason"]) == ("harmless", "")
+    assert found["evidence"]["agreement"] == 1.0
+
+
+def test_a_canary_that_fails_is_harmful_before_its_end(canary: Canary) -> None:
+    found = canary.look(1, counts=(50, 20, 41.0))
+    assert found["state"] == "harmful"
+    assert "20 of 50 calls failed" in found["reason"]
+
+
+def test_a_canary_that_answers_golden_inputs_otherwise_is_harmful(canary: Canary) -> None:
+    found = canary.look(3, said=0.0)
+    assert (found["state"], found["evidence"]["agreement"]) == ("harmful", 0.0)
+
+
+def said(model: str, n: int, negative: float, source: str = "http", ms: int = NOW) -> list[Prediction]:
+    scores = {"negative": negative, "positive": 1 - negative}
+    return [
+        Prediction(new_id(ms + k, k.to_bytes(10)), iso(ms + k), model, "negative", 0.5, scores, 9, False, [0.5], source)
+        for k in range(n)
+    ]
+
+
+def test_what_callers_were_answered_by_both_is_compared(canary: Canary, lake: Lake) -> None:
+    model = canary.model
+    jobs = said("champion", 300, 1.0, source="csv:one")  # no version of the predict function answered these
+    before = said(model, 300, 0.0, ms=NOW - 10_000)
+    lake.write_predictions(jobs)
+    lake.write_predictions(before)
+    lake.write_predictions(said("champion", 200, 0.2))
+    lake.write_predictions(said(model, 60, 0.3, ms=NOW + 1_000))
+    found = canary.look(3)
+    assert (found["state"], found["evidence"]["distance"]) == ("harmless", pytest.approx(0.1))
+    assert (found["evidence"]["answers"], found["evidence"]["champion_answers"]) == (60, 200)
+    lake.write_predictions(said(model, 400, 0.9, ms=NOW + 60_000))
+    found = canary.look(3)
+    assert found["state"] == "harmful"
+    assert "lie 0.62 from the champion's" in found["reason"]
+
+
+def test_a_harmful_version_is_withdrawn_and_that_is_written_down(canary: Canary, lake: Lake, release: Release) -> None:
+    live, found = release.live_version(), canary.look(1, counts=(50, 20, 41.0))
+    assert weights(release) == {canary.version: 0.2}
+    entry = promotion.withdraw(lake, release, "run-2", REQUEST, "bbb", found, NOW + 9)
+    assert (weights(release), release.live_version()) == ({}, live)
+    assert lake.ledger()[-1] == entry
+    assert (entry.action, entry.model, entry.previous_version) == ("withdrawn", "bbb", live)
+    assert entry.reason.startswith("the texts drifted: 20 of 50 calls failed")
+    assert entry.evidence is not None
+    assert entry.evidence["failed"] == 20
+
+
+def test_a_failed_run_leaves_no_share_to_its_version(canary: Canary, lake: Lake, release: Release) -> None:
+    canary.look(1)
+    promotion.fail(lake, release, EXECUTION, {}, NOW)
+    assert weights(release) == {}
+
+
+def test_a_deployment_in_between_has_the_model_published_again(canary: Canary, lake: Lake, release: Release) -> None:
+    begun = canary.look(1)["shared"]
+    deployed = promotion.publish(lake, release, "champion", "a deployment")["version"]
+    release.client.update_alias(FunctionName="predict", Name="live", FunctionVersion=deployed)
+    with pytest.raises(AliasMoved, match=f"from version {begun['live']} to {deployed}: the model needs its code"):
+        canary.look(2, shared=begun)
+    assert weights(release) == {}
+    model, version = canary.model, canary.version
+    with pytest.raises(AliasMoved):
+        promotion.promote(lake, release, "run-2", REQUEST, {"model": model, "reason": ""}, version, begun["live"], NOW)
+    assert release.live_version() == deployed
+
+
+def test_a_release_ends_where_another_model_began_to_serve(canary: Canary, lake: Lake, release: Release) -> None:
+    begun = canary.look(1)["shared"]
+    served(lake, release, "bbb", 5)
+    with pytest.raises(ReleaseRefused, match="serves another model since this release began"):
+        canary.look(2, shared=begun)
 
 
 # the ledger
@@ -236,7 +386,7 @@ def test_a_version_that_was_left_can_be_named_and_what_was_left_for_it_stays_lef
 
 def test_a_promotion_that_was_retried_counts_once(lake: Lake, release: Release) -> None:
     first, second = served(lake, release, "aaa", 1), served(lake, release, "bbb", 2)
-    promotion.promote(lake, release, "run-2", REQUEST, {"model": "bbb", "reason": "better"}, second, NOW + 3)
+    promotion.promote(lake, release, "run-2", REQUEST, {"model": "bbb", "reason": "better"}, second, first, NOW + 3)
     assert back(lake, release, 4).version == first
 
 

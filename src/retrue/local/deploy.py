@@ -41,6 +41,7 @@ def deploy(
         "ServingModel": PARAMETER,
         "KeepText": "true",
         "MlflowTrackingUri": home.mlflow,
+        "CanaryMinutes": "0",  # the local cloud gives an alias's weights no traffic
         **parameters,
     }
     exists = _exists(cloudformation)
