@@ -16,8 +16,9 @@ down:
 logs:
 	@.venv/bin/retrue logs
 
+# The local stack is the longest group, and is reached early in the order of the files.
 test: .venv/ready .venv-cloud/ready
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 check: .venv/ready .venv-sam/ready
 	.venv/bin/ruff check .

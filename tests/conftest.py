@@ -29,6 +29,13 @@ os.environ.pop("AWS_PROFILE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those of a file stay together, and so do all that share the one local stack."""
+    for item in items:
+        shared = "stack" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("stack" if shared else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of labelled data that RETRUE_DATA names."""
