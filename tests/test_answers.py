@@ -19,6 +19,7 @@ from retrue.lake import CAPTURE, FEEDBACK, Lake
 from retrue.metrics import softmax
 from retrue.records import Job, Prediction, id_ms, iso, kept, new_id
 from retrue.settings import Predict
+from retrue.signature import Signer
 
 NOW = 1_767_259_800_125
 TEXTS = ["A quiet film, and not bad at all.", "Far too long, and dull from start to end."]
@@ -217,6 +218,29 @@ def test_a_model_that_was_altered_in_the_lake_is_refused(lake: Lake, uri: str, t
     lake.put(key, json.dumps({**json.loads(lake.get(key)), "temperature": 9}).encode())
     with pytest.raises(ModelRefused, match=r"card\.json"):
         answers.fetch_model(lake, uri, tmp_path)
+
+
+@pytest.fixture
+def key(lake: Lake) -> str:
+    made = boto3.client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
+    return str(made["KeyMetadata"]["Arn"])
+
+
+def test_with_a_key_only_a_signed_model_is_served(
+    lake: Lake, uri: str, key: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    signature = uri.removeprefix("s3://lake/") + artifact.SIGNATURE
+    with pytest.raises(ModelRefused, match="is not signed: promote one that this deployment made"):
+        answers.fetch_model(lake, uri, tmp_path, key)
+    other = boto3.client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+    manifest = (tiny_model / artifact.MANIFEST).read_bytes()
+    for wrong in (Signer(other).sign(manifest), Signer(key).sign(manifest + b" ")):
+        lake.put(signature, wrong)
+        with pytest.raises(ModelRefused, match="not signed by this deployment's key"):
+            answers.fetch_model(lake, uri, tmp_path, key)
+    assert list(tmp_path.iterdir()) == []
+    lake.put(signature, Signer(key).sign(manifest))
+    assert answers.fetch_model(lake, uri, tmp_path, key).model == artifact.identity(tiny_model)
 
 
 def test_a_whole_model_under_another_models_name_is_refused(lake: Lake, tiny_model: Path, tmp_path: Path) -> None:

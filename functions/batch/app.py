@@ -30,8 +30,8 @@ def deployment() -> tuple[settings.Batch, Lake]:
 
 @lru_cache(maxsize=1)
 def classifier(model_uri: str) -> Classifier:
-    _, lake = deployment()
-    return answers.fetch_model(lake, model_uri, Path(tempfile.gettempdir()) / "models")
+    read, lake = deployment()
+    return answers.fetch_model(lake, model_uri, Path(tempfile.gettempdir()) / "models", read.signing_key)
 
 
 @logger.inject_lambda_context

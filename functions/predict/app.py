@@ -36,7 +36,8 @@ def deployment() -> tuple[settings.Predict, Lake]:
 @cache
 def serving() -> Answers:
     read, lake = deployment()
-    return Answers(answers.fetch_model(lake, read.model_uri, Path(tempfile.gettempdir()) / "models"), lake, read)
+    folder = Path(tempfile.gettempdir()) / "models"
+    return Answers(answers.fetch_model(lake, read.model_uri, folder, read.signing_key), lake, read)
 
 
 @app.post(

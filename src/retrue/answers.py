@@ -15,6 +15,7 @@ from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, TooLarge, U
 from retrue.lake import Lake, split_uri
 from retrue.records import Job, Label, Prediction
 from retrue.settings import Predict
+from retrue.signature import Signer
 
 SOURCE = "http"
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a pair, which no encoding can write
@@ -84,10 +85,11 @@ def find_job(lake: Lake, id: str) -> Job:
         raise NotFound("there is no job with this id") from None
 
 
-def fetch_model(lake: Lake, model_uri: str, root: Path) -> Classifier:
+def fetch_model(lake: Lake, model_uri: str, root: Path, signing_key: str = "") -> Classifier:
     """Open the model at s3://bucket/models/<id>/, from `root`/<id> where an earlier call left it.
 
-    NoModel where the URI is "none"; ModelRefused where the folder is missing, altered, or another model's.
+    NoModel where the URI is "none"; ModelRefused where the folder is missing, altered, another model's, or, with a
+    signing key, not signed with it.
     """
     if model_uri == artifact.NONE:
         raise NoModel("no model is serving yet: run `retrue retrain`")
@@ -97,19 +99,28 @@ def fetch_model(lake: Lake, model_uri: str, root: Path) -> Classifier:
     expected = prefix.rstrip("/").rpartition("/")[2]
     folder = root / expected
     if not folder.is_dir():
-        _download(lake, f"{prefix.rstrip('/')}/", folder)
+        _download(lake, f"{prefix.rstrip('/')}/", folder, Signer(signing_key) if signing_key else None)
     classifier = Classifier.open(folder)
     if classifier.model != expected:
         raise ModelRefused(f"the folder of model {expected} holds model {classifier.model}: promote another one")
     return classifier
 
 
-def _download(lake: Lake, prefix: str, folder: Path) -> None:
-    """All or nothing: a download cut short must not pass for a model that is already there."""
+def _download(lake: Lake, prefix: str, folder: Path, signer: Signer | None) -> None:
+    """All or nothing: a download cut short, or not signed, must not pass for a model that is already there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as half:
         try:
             lake.download_folder(prefix, Path(half) / folder.name, artifact.SERVED)
         except NotFound:
             raise ModelRefused("the model that should serve is not in the lake: promote another one") from None
+        if signer is not None:
+            signer.check((Path(half) / folder.name / artifact.MANIFEST).read_bytes(), _signature(lake, prefix))
         (Path(half) / folder.name).rename(folder)
+
+
+def _signature(lake: Lake, prefix: str) -> bytes:
+    try:
+        return lake.get(prefix + artifact.SIGNATURE)
+    except NotFound:
+        raise ModelRefused("the model is not signed: promote one that this deployment made") from None

@@ -24,6 +24,7 @@ from retrue.records import Record
 
 MODEL, TOKENIZER, REFERENCE = "model.onnx", "tokenizer.json", "reference.npz"
 GOLDEN, CARD, MANIFEST = "golden.json", "card.json", "manifest.json"
+SIGNATURE = "manifest.sig"  # beside the folder's files in the lake, where the deployment has a key
 TRIAL = "trial.json"  # what a training that paused leaves in place of a model folder
 FILES = (MODEL, TOKENIZER, REFERENCE, GOLDEN, CARD)
 SERVED = (*FILES, MANIFEST)  # what a function fetches before it can answer

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrue import dataset, gate, lake
-from retrue.artifact import MODEL, NONE, SERVED
+from retrue.artifact import MANIFEST, MODEL, NONE, SERVED, SIGNATURE
 from retrue.classifier import Classifier
 from retrue.dataset import Example
 from retrue.errors import ModelRefused
@@ -19,6 +19,7 @@ from retrue.gate import Rules, Showing
 from retrue.lake import Lake
 from retrue.records import Trigger
 from retrue.settings import Steps
+from retrue.signature import Signer
 
 WARM = 5  # rows that each model answers before its time is taken
 TOLD = 3  # reasons in the sentence for the ledger; the rest are in the list
@@ -41,6 +42,9 @@ def evaluate(
         root = Path(folder)
         candidate = unpack(store, artifacts, root)
         store.upload_folder(root / "candidate", f"{lake.MODELS}{candidate.model}/")
+        if settings.signing_key:
+            signature = Signer(settings.signing_key).sign((root / "candidate" / MANIFEST).read_bytes())
+            store.put(f"{lake.MODELS}{candidate.model}/{SIGNATURE}", signature, "application/octet-stream")
         store.download_folder(f"{lake.DATASETS}{name}/", root / name)
         rows = sample(dataset.read(root / name, "test"), settings.maximum_test_rows)
         models, sizes = [candidate], [(root / "candidate" / MODEL).stat().st_size]

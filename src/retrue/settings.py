@@ -53,12 +53,13 @@ NAMES: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number"
 class Predict:
     """Settings of the predict function; `model_uri` names the one model folder that a published version serves.
 
-    `capture_rate` is the share of predictions whose records are kept.
+    `capture_rate` is the share of predictions whose records are kept, `signing_key` that of the models it serves.
     """
 
     bucket: str
     environment: str
     model_uri: str = "none"
+    signing_key: str = ""
     keep_text: bool = False
     capture_rate: float = 1.0
     max_inputs: int = 64
@@ -69,12 +70,13 @@ class Predict:
 class Batch:
     """Settings of the batch function; `model_parameter` is the SSM parameter that names the serving model.
 
-    `capture_rate` is the share of predictions whose records are kept.
+    `capture_rate` is the share of predictions whose records are kept, `signing_key` that of the models it serves.
     """
 
     bucket: str
     environment: str
     model_parameter: str
+    signing_key: str = ""
     keep_text: bool = False
     capture_rate: float = 1.0
     max_characters: int = 50_000
@@ -121,6 +123,7 @@ class Steps:
     model_parameter: str
     state_machine_arn: str
     mlflow_tracking_uri: str = ""
+    signing_key: str = ""
     encoder: str = "minilm-l6-distilbert"
     train_backend: str = "worker"
     train_seconds: int = 86_400

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from retrue import artifact, dataset, evaluation
@@ -18,6 +19,7 @@ from retrue.gate import Rules
 from retrue.lake import Lake
 from retrue.records import Trigger
 from retrue.settings import Steps
+from retrue.signature import Signer
 
 SETTINGS = Steps(
     bucket="retrue-test", environment="test", model_parameter="/retrue/test/model", state_machine_arn="arn:retrain"
@@ -62,6 +64,15 @@ def test_a_first_candidate_is_promoted_and_its_folder_is_in_the_lake(
     assert found["evidence"]["feedback"] == FEEDBACK
     lake.download_folder(f"models/{classifier.model}/", tmp_path / "model")
     assert artifact.verify(tmp_path / "model") == classifier.model
+
+
+def test_with_a_key_the_candidate_is_signed(lake: Lake, tiny_model: Path, tiny_dataset: Path) -> None:
+    key = boto3.client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+    model = evaluate(lake, tiny_dataset, tiny_model, signing_key=key)["model"]
+    manifest, signature = (lake.get(f"models/{model}/{name}") for name in (artifact.MANIFEST, artifact.SIGNATURE))
+    Signer(key).check(manifest, signature)
+    with pytest.raises(ModelRefused, match="not signed by this deployment's key"):
+        Signer(key).check(manifest + b" ", signature)
 
 
 def test_the_same_model_again_is_not_promoted(lake: Lake, tiny_model: Path, tiny_dataset: Path) -> None:
