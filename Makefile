@@ -19,7 +19,7 @@ logs:
 test: .venv/ready .venv-cloud/ready
 	.venv/bin/python -m pytest
 
-check: .venv/ready .venv-sam/ready
+check: .venv/ready .venv-sam/ready .venv-checkov/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -28,6 +28,7 @@ check: .venv/ready .venv-sam/ready
 	.venv/bin/python docs/openapi.py --check
 	.venv-sam/bin/cfn-lint template.yaml
 	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
+	.venv-checkov/bin/checkov --framework cloudformation --file template.yaml --skip-download --compact --quiet
 
 bench-train: .venv/ready .venv-bench/ready
 	.venv/bin/python benchmarks/train.py
@@ -44,7 +45,7 @@ lock:
 	./locks/relock.sh
 
 clean: down
-	rm -rf .venv .venv-cloud .venv-sam .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
+	rm -rf .venv .venv-cloud .venv-sam .venv-checkov .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
 
 # Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages. A CPU build finds all that
 # it needs installed already; a GPU build fetches its own.
@@ -84,4 +85,10 @@ clean: down
 	@echo "installing the template's checkers into .venv-sam"
 	@.venv-sam/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-sam
 	@.venv-sam/$(PIP) --require-hashes --no-deps -r locks/sam.txt
+	@touch $@
+
+.venv-checkov/ready: locks/checkov.txt
+	@echo "installing the template's security checker into .venv-checkov"
+	@.venv-checkov/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-checkov
+	@.venv-checkov/$(PIP) --require-hashes --no-deps -r locks/checkov.txt
 	@touch $@

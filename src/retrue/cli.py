@@ -80,15 +80,15 @@ class Target:
 
     def stack(self) -> Stack:
         """The stack meant: the local one, unless an option says otherwise."""
+        token = self.token or None
         if self.endpoint:
-            return Stack(session(self.endpoint), self.name)
+            return Stack(session(self.endpoint, token), self.name)
         if self.profile or self.region or self.name != STACK:
-            there = Session(profile=self.profile or None, region=self.region or None, token=self.token or None)
-            return Stack(there, self.name)
+            return Stack(Session(profile=self.profile or None, region=self.region or None, token=token), self.name)
         running = self.home.endpoint
         if running is None:
             raise StackError("the local stack does not run: run `retrue up`, or name a deployed one (--stack)")
-        return Stack(session(running), self.name)
+        return Stack(session(running, token), self.name)
 
 
 @app.callback()

@@ -26,13 +26,24 @@ SHAPES = {
 }
 # Read by libraries rather than by retrue.settings.
 OF_LIBRARIES = {"ORT_DISABLE_TELEMETRY", "POWERTOOLS_LOG_LEVEL"}
+# What a key's own policy calls * is that key.
+BUT_KEYS = {name: resource for name, resource in RESOURCES.items() if resource["Type"] != "AWS::KMS::Key"}
 # Actions that IAM knows no resource for.
 WITHOUT_RESOURCE = {
     "batch:DescribeJobs": "lists jobs by id, and IAM has no resource type for it",
     "ecr:GetAuthorizationToken": "one token for the whole registry",
+    "logs:CreateLogDelivery": "a state machine's log is delivered by the account, not by a resource",
+    "logs:DeleteLogDelivery": "as above",
+    "logs:DescribeLogGroups": "as above",
+    "logs:DescribeResourcePolicies": "as above",
+    "logs:GetLogDelivery": "as above",
+    "logs:ListLogDeliveries": "as above",
+    "logs:PutResourcePolicy": "as above",
+    "logs:UpdateLogDelivery": "as above",
 }
 ASYNCHRONOUS = {"EventBridgeRule", "Schedule", "ScheduleV2", "S3", "SNS"}
-MADE_BY_SAM = {"ApiApiKey"}  # the key of Auth.UsagePlan
+# The rules of the functions' events.
+MADE_BY_SAM = {"BatchFunctionDropped", "MonitorFunctionSchedule", "RetrainRequested"}
 
 
 def of_type(kind: str) -> dict[str, Any]:
@@ -60,7 +71,7 @@ def references(value: Any) -> set[str]:
     found: set[str] = set()
     for item in inside(value):
         if isinstance(item.get("Ref"), str):
-            found.add(item["Ref"])
+            found.add(item["Ref"].split(".")[0])
         if "Fn::GetAtt" in item:
             found.add(item["Fn::GetAtt"][0])
         if "Fn::Sub" in item:
@@ -209,7 +220,7 @@ def test_a_missing_heartbeat_is_an_alarm() -> None:
 
 
 def test_no_statement_allows_everything() -> None:
-    statements = allowed(RESOURCES)
+    statements = allowed(BUT_KEYS)
     assert len(statements) > 20
     assert not [item for item in inside(RESOURCES) if {"NotAction", "NotResource"} & set(item)]
     for sid, actions, resources in statements:
@@ -219,7 +230,7 @@ def test_no_statement_allows_everything() -> None:
 
 
 def test_the_list_of_actions_without_a_resource_holds_no_more_than_is_used() -> None:
-    used = {action for _, actions, resources in allowed(RESOURCES) if "*" in resources for action in actions}
+    used = {action for _, actions, resources in allowed(BUT_KEYS) if "*" in resources for action in actions}
     assert used == set(WITHOUT_RESOURCE)
 
 
@@ -298,7 +309,7 @@ def test_the_bucket_is_private_encrypted_and_versioned() -> None:
     assert len(bucket["PublicAccessBlockConfiguration"]) == 4
     assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
     (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
-    assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] in {"AES256", "aws:kms"}
+    assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == {"Fn::If": ["UsesCustomerKey", "aws:kms", "AES256"]}
     assert RESOURCES["Bucket"]["DeletionPolicy"] == RESOURCES["Bucket"]["UpdateReplacePolicy"] == "Retain"
 
 
@@ -308,10 +319,7 @@ def test_the_bucket_refuses_connections_that_are_not_encrypted() -> None:
     assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
 
 
-def test_every_route_asks_for_the_api_key_and_is_throttled() -> None:
-    auth = RESOURCES["Api"]["Properties"]["Auth"]
-    assert auth["ApiKeyRequired"] is True
-    assert auth["UsagePlan"]["Throttle"]["RateLimit"] > 0
+def test_every_route_belongs_to_the_one_api() -> None:
     for name, properties in FUNCTIONS.items():
         for event in properties.get("Events", {}).values():
             if event["Type"] == "Api":
@@ -344,6 +352,20 @@ def test_a_parameter_says_what_it_is_for_and_is_used(name: str) -> None:
     assert name in references([RESOURCES, TEMPLATE["Conditions"], TEMPLATE["Globals"]])
 
 
+@pytest.mark.parametrize("name", [name for name in TEMPLATE["Parameters"] if not name.startswith("Train")])
+def test_a_parameter_takes_no_value_that_cannot_work(name: str) -> None:
+    parameter = TEMPLATE["Parameters"][name]
+    default = parameter["Default"]
+    if "AllowedValues" in parameter:
+        assert default in parameter["AllowedValues"]
+    elif parameter["Type"] == "Number":
+        assert parameter["MinValue"] <= default <= parameter["MaxValue"]
+    elif parameter["Type"] == "String":
+        assert re.fullmatch(parameter["AllowedPattern"], default)
+    else:
+        assert parameter["Type"] == "AWS::SSM::Parameter::Value<String>", "CloudFormation looks whether it exists"
+
+
 def test_every_name_that_is_referred_to_exists() -> None:
     known = set(TEMPLATE["Parameters"]) | set(RESOURCES) | MADE_BY_SAM
     # What ${…} means in the gateway's own templates and in the workflow is not CloudFormation's.
@@ -352,7 +374,9 @@ def test_every_name_that_is_referred_to_exists() -> None:
 
 def test_every_condition_is_used_and_exists() -> None:
     used = {item["Condition"] for item in RESOURCES.values() if "Condition" in item}
+    used |= {item["Condition"] for item in TEMPLATE["Outputs"].values() if "Condition" in item}
     used |= {item["Fn::If"][0] for item in inside(RESOURCES) if "Fn::If" in item}
+    used |= {item["Condition"] for item in inside(TEMPLATE["Conditions"]) if "Condition" in item}
     assert used == set(TEMPLATE["Conditions"])
 
 
@@ -369,6 +393,12 @@ def test_the_outputs_are_those_that_the_program_reads() -> None:
                 read.add(str(node.slice.value))
     assert {"BucketName", "ApiUrl", "ActivityArn"} <= read
     assert read <= set(TEMPLATE["Outputs"])
+
+
+def test_the_outputs_that_the_readme_names_are_there() -> None:
+    deploying = (PROJECT / "README.md").read_text().partition("## Deploying to AWS")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([A-Z][A-Za-z]+)`", deploying)) - set(TEMPLATE["Parameters"])
+    assert {"ApiUrl", "BucketName", "DashboardUrl", "DeadLettersUrl"} <= named <= set(TEMPLATE["Outputs"])
 
 
 @pytest.mark.parametrize("name", TEMPLATE["Outputs"])
