@@ -406,6 +406,15 @@ def test_an_output_says_what_it_is(name: str) -> None:
     assert len(TEMPLATE["Outputs"][name]["Description"]) > 10
 
 
+GUIDE = (PROJECT / "docs/deploy.md").read_text()
+
+
+def test_the_guide_to_deploying_names_every_setting_and_no_other() -> None:
+    named = {word for word, _ in re.findall(r"`([A-Z][A-Za-z0-9]+)(=[a-z]+)?`", GUIDE)}
+    assert named <= set(TEMPLATE["Parameters"]) | set(TEMPLATE["Outputs"])
+    assert {name for name in TEMPLATE["Parameters"] if not name.startswith("Train")} <= named
+
+
 CONFIG = tomllib.loads((PROJECT / "samconfig.toml").read_text())
 ENVIRONMENTS = {name: table["deploy"]["parameters"] for name, table in CONFIG.items() if name != "version"}
 
@@ -428,3 +437,27 @@ def test_a_deployment_names_parameters_of_the_template_and_a_pointer_of_its_own(
     pointer = FUNCTIONS["BatchFunction"]["Environment"]["Variables"]["MODEL_PARAMETER"]["Fn::Sub"]
     assert given["ServingModel"] == pointer.replace("${Environment}", given["Environment"])
     assert ENVIRONMENTS[name]["stack_name"] == f"retrue-{given['Environment']}"
+
+
+def test_the_guide_tells_how_the_environments_differ() -> None:
+    rows = {
+        cells[0]: cells[1:]
+        for cells in (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in GUIDE.splitlines() if "|" in line
+        )
+    }
+    assert rows[""] == list(ENVIRONMENTS) == ["dev", "staging", "prod"]
+    assert rows["texts of predictions are kept"] == [
+        {"true": "yes", "false": "no"}[overrides(name)["KeepText"]] for name in ENVIRONMENTS
+    ]
+    assert rows["logs are kept for"] == [f"{overrides(name)['LogDays']} days" for name in ENVIRONMENTS]
+    asks = [ENVIRONMENTS[name].get("confirm_changeset", False) for name in ENVIRONMENTS]
+    assert rows["asks before it changes anything"] == ["yes" if one else "no" for one in asks]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_environment_gives_only_values_that_the_template_takes(name: str) -> None:
+    for parameter, value in overrides(name).items():
+        rule = TEMPLATE["Parameters"][parameter]
+        assert value in [str(one) for one in rule.get("AllowedValues", [value])]
+        assert re.fullmatch(rule.get("AllowedPattern", ".*"), value)
