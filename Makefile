@@ -59,6 +59,12 @@ clean: down
 	@.venv/bin/python -m pip check
 	@touch $@
 
+.venv-checkov/ready: locks/checkov.txt
+	@echo "installing the template's security checker into .venv-checkov"
+	@.venv-checkov/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-checkov
+	@.venv-checkov/$(PIP) --require-hashes --no-deps -r locks/checkov.txt
+	@touch $@
+
 .venv-cloud/ready: locks/cloud.txt
 	@echo "installing the local cloud into .venv-cloud"
 	@.venv-cloud/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-cloud
@@ -85,10 +91,4 @@ clean: down
 	@echo "installing the template's checkers into .venv-sam"
 	@.venv-sam/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-sam
 	@.venv-sam/$(PIP) --require-hashes --no-deps -r locks/sam.txt
-	@touch $@
-
-.venv-checkov/ready: locks/checkov.txt
-	@echo "installing the template's security checker into .venv-checkov"
-	@.venv-checkov/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-checkov
-	@.venv-checkov/$(PIP) --require-hashes --no-deps -r locks/checkov.txt
 	@touch $@

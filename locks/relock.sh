@@ -11,9 +11,9 @@ for pair in predict:predict/requirements.txt batch:batch/requirements.txt monito
     steps:train/requirements.txt train:train/requirements-job.txt; do
     compile pyproject.toml --extra "${pair%%:*}" -c locks/dev.txt -o "functions/${pair##*:}"
 done
+compile locks/checkov.in -o locks/checkov.txt
 compile locks/cloud.in -o locks/cloud.txt
 compile locks/sam.in -o locks/sam.txt
-compile locks/checkov.in -o locks/checkov.txt
 compile --no-deps locks/bench.in -o locks/bench.txt
 compile locks/bench-evidently.in -o locks/bench-evidently.txt
 compile --no-emit-package nvidia-nccl-cu12 locks/bench-nannyml.in -o locks/bench-nannyml.txt # 300 MB for several GPUs
