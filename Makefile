@@ -20,7 +20,7 @@ logs:
 test: .venv/ready .venv-cloud/ready
 	.venv/bin/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-check: .venv/ready .venv-sam/ready
+check: .venv/ready .venv-sam/ready .venv-checkov/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -29,6 +29,7 @@ check: .venv/ready .venv-sam/ready
 	.venv/bin/python docs/openapi.py --check
 	.venv-sam/bin/cfn-lint template.yaml
 	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
+	.venv-checkov/bin/checkov --framework cloudformation --file template.yaml --skip-download --compact --quiet
 
 bench-train: .venv/ready .venv-bench/ready
 	.venv/bin/python benchmarks/train.py
@@ -45,7 +46,7 @@ lock:
 	./locks/relock.sh
 
 clean: down
-	rm -rf .venv .venv-cloud .venv-sam .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
+	rm -rf .venv .venv-cloud .venv-sam .venv-checkov .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
 
 # Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages. A CPU build finds all that
 # it needs installed already; a GPU build fetches its own.
@@ -57,6 +58,12 @@ clean: down
 		|| .venv/$(PIP) $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	@.venv/$(PIP) --no-deps --no-build-isolation -e .
 	@.venv/bin/python -m pip check
+	@touch $@
+
+.venv-checkov/ready: locks/checkov.txt
+	@echo "installing the template's security checker into .venv-checkov"
+	@.venv-checkov/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-checkov
+	@.venv-checkov/$(PIP) --require-hashes --no-deps -r locks/checkov.txt
 	@touch $@
 
 .venv-cloud/ready: locks/cloud.txt

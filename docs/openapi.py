@@ -11,7 +11,10 @@ from aws_lambda_powertools.event_handler.openapi.models import APIKey
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "openapi.json"
-DESCRIPTION = "Classifies texts, takes the truth about them, and tells which model serves. Errors are problem+json."
+DESCRIPTION = (
+    "Classifies texts, takes the truth about them, and tells which model serves. Errors are problem+json. A deployment "
+    "may ask for a signature (AWS Signature Version 4) or for a token in the header authorization instead of a key."
+)
 
 
 def document() -> str:

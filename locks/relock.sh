@@ -11,6 +11,7 @@ for pair in predict:predict/requirements.txt batch:batch/requirements.txt monito
     steps:train/requirements.txt train:train/requirements-job.txt; do
     compile pyproject.toml --extra "${pair%%:*}" -c locks/dev.txt -o "functions/${pair##*:}"
 done
+compile locks/checkov.in -o locks/checkov.txt
 compile locks/cloud.in -o locks/cloud.txt
 compile locks/sam.in -o locks/sam.txt
 compile --no-deps locks/bench.in -o locks/bench.txt

@@ -45,6 +45,13 @@ def test_a_report_of_nothing_has_every_key_of_one_that_knows_everything() -> Non
     }
 
 
+def test_where_no_label_ever_came_their_age_is_the_models() -> None:
+    found = full()
+    assert report.measured(found)[Metric.LABEL_AGE_HOURS] == 1.5
+    found["ages"]["label_hours"] = None
+    assert report.measured(found)[Metric.LABEL_AGE_HOURS] == found["ages"]["model_hours"] == 3.0
+
+
 def test_only_a_detector_that_fired_says_something() -> None:
     texts, accuracy = report.sentences(full())
     assert texts is not None

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import socket
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -31,6 +33,7 @@ RESOURCES = {
 OUTPUTS = {
     "ApiUrl": "https://abc.execute-api.eu-central-1.amazonaws.com/test",
     "ApiId": "abc",
+    "ApiAuth": "key",
     "BucketName": {"Ref": "Bucket"},
     "StateMachineArn": {"Ref": "Machine"},
     "PredictFunctionName": "predict",
@@ -67,6 +70,7 @@ def test_a_stack_tells_what_serves_and_how_to_reach_it(deployed: Stack) -> None:
     assert quiet.status() == {
         "stack": "retrue-test",
         "api_url": "https://abc.execute-api.eu-central-1.amazonaws.com/test",
+        "api_auth": "key",
         "api_key": "k" * 24,
         "endpoint_url": None,
         "bucket": "retrue-test-lake",
@@ -150,6 +154,9 @@ def test_a_client_for_a_local_cloud_wants_no_virtual_hosts() -> None:
     assert Session().client("s3").meta.config.s3 is None
 
 
+NAMED = {"ApiId": "abc", "ApiAuth": "key", "EnvironmentName": "test"}
+
+
 class Api(BaseHTTPRequestHandler):
     """Answers each path as the table says, and keeps what it was asked."""
 
@@ -184,7 +191,7 @@ def api() -> Iterator[tuple[Stack, type[Api]]]:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         stack = Stack(Session(endpoint=f"http://127.0.0.1:{server.server_port}"), "local")
-        vars(stack).update(outputs={"ApiId": "abc", "EnvironmentName": "test"}, api_key="secret")
+        vars(stack).update(outputs=NAMED, api_key="secret")
         yield stack, handler
         server.shutdown()
         thread.join()
@@ -201,6 +208,53 @@ def test_a_request_carries_the_key_and_its_body(api: tuple[Stack, type[Api]]) ->
     assert (headers["x-api-key"], headers["content-type"]) == ("secret", "application/json")
     assert json.loads(post[3]) == {"inputs": ["sch\u00f6n"]}
     assert (get[0], get[3]) == ("GET", b"")
+
+
+def test_a_signed_request_is_signed_as_the_sender_for_the_api(api: tuple[Stack, type[Api]]) -> None:
+    stack, handler = api
+    vars(stack).update(outputs={**NAMED, "ApiAuth": "iam"})
+    stack.session = replace(stack.session, region="eu-west-1", access_key="SENDER", secret_key="secret")
+    handler.answers = {"/v1/predict": (200, b"{}")}
+    stack.http("POST", "/v1/predict", {"inputs": "one"})
+    ((_, _, sent, body),) = handler.asked
+    headers = {name.lower(): value for name, value in sent.items()}
+    assert "x-api-key" not in headers
+    assert re.match(
+        r"AWS4-HMAC-SHA256 Credential=SENDER/\d{8}/eu-west-1/execute-api/aws4_request, "
+        r"SignedHeaders=content-type;host;x-amz-date, Signature=[0-9a-f]{64}$",
+        headers["authorization"],
+    )
+    assert json.loads(body) == {"inputs": "one"}
+
+
+def test_who_has_no_credentials_cannot_sign(api: tuple[Stack, type[Api]], monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, handler = api
+    vars(stack).update(outputs={**NAMED, "ApiAuth": "iam"})
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    with pytest.raises(StackError, match="there are no AWS credentials to sign with"):
+        stack.http("GET", "/v1/health")
+    assert handler.asked == []
+
+
+def test_a_token_goes_along_and_without_one_nothing_is_asked(api: tuple[Stack, type[Api]]) -> None:
+    stack, handler = api
+    vars(stack).update(outputs={**NAMED, "ApiAuth": "jwt"})
+    handler.answers = {"/v1/health": (200, b"{}")}
+    with pytest.raises(StackError, match="the API asks for a token of its user pool"):
+        stack.http("GET", "/v1/health")
+    assert handler.asked == []
+    stack.session = replace(stack.session, token="a.b.c")
+    stack.http("GET", "/v1/health")
+    assert {name.lower(): value for name, value in handler.asked[0][2].items()}["authorization"] == "a.b.c"
+
+
+def test_there_is_no_key_where_callers_prove_themselves_otherwise() -> None:
+    stack = Stack(Session(), "retrue-test")
+    vars(stack).update(outputs={**NAMED, "ApiAuth": "iam"})
+    assert stack.api_key is None
 
 
 PROBLEM = {"title": "Unprocessable", "detail": "two things are wrong"}
@@ -238,13 +292,13 @@ def test_an_api_that_does_not_answer_in_time_cannot_be_reached(monkeypatch: pyte
     monkeypatch.setattr("retrue.stack.HTTP_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         stack = Stack(Session(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"), "local")
-        vars(stack).update(outputs={"ApiId": "abc", "EnvironmentName": "test"}, api_key="secret")
+        vars(stack).update(outputs=NAMED, api_key="secret")
         with pytest.raises(StackError, match="the API cannot be reached: timed out"):
             stack.http("GET", "/v1/health")
 
 
 def test_an_api_where_nobody_listens_cannot_be_reached() -> None:
     stack = Stack(Session(endpoint="http://127.0.0.1:1"), "local")
-    vars(stack).update(outputs={"ApiId": "abc", "EnvironmentName": "test"}, api_key="secret")
+    vars(stack).update(outputs=NAMED, api_key="secret")
     with pytest.raises(StackError, match=r"the API cannot be reached: .*refused"):
         stack.http("GET", "/v1/health")

@@ -21,6 +21,7 @@ MEDIA_TYPE = "application/problem+json"
 
 TITLES = {
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     413: "Content Too Large",
@@ -143,7 +144,7 @@ def documented(
     shape: type, *statuses: int, body: bool = False, headers: dict[str, str] | None = None
 ) -> dict[int, Any]:
     """The answers of one route for the OpenAPI document: its shape and headers, and the problems that it can have."""
-    expected = {403, 429, 500, *statuses, *((400, 415, 422) if body else ())}
+    expected = {401, 403, 429, 500, *statuses, *((400, 415, 422) if body else ())}
     problem = {MEDIA_TYPE: {"model": Problem}}
     good: dict[str, Any] = {"description": shape.__doc__, "content": {"application/json": {"model": shape}}}
     if headers:

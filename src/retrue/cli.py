@@ -76,17 +76,19 @@ class Target:
     endpoint: str
     profile: str
     region: str
+    token: str
 
     def stack(self) -> Stack:
         """The stack meant: the local one, unless an option says otherwise."""
+        token = self.token or None
         if self.endpoint:
-            return Stack(session(self.endpoint), self.name)
+            return Stack(session(self.endpoint, token), self.name)
         if self.profile or self.region or self.name != STACK:
-            return Stack(Session(profile=self.profile or None, region=self.region or None), self.name)
+            return Stack(Session(profile=self.profile or None, region=self.region or None, token=token), self.name)
         running = self.home.endpoint
         if running is None:
             raise StackError("the local stack does not run: run `retrue up`, or name a deployed one (--stack)")
-        return Stack(session(running), self.name)
+        return Stack(session(running, token), self.name)
 
 
 @app.callback()
@@ -95,12 +97,13 @@ def options(
     stack: Annotated[str, typer.Option(envvar="RETRUE_STACK", help="Name of the CloudFormation stack.")] = STACK,
     profile: Annotated[str, typer.Option(help="AWS profile, for a deployed stack.")] = "",
     region: Annotated[str, typer.Option(help="AWS region, for a deployed stack.")] = "",
+    token: Annotated[str, typer.Option(envvar="RETRUE_TOKEN", help="Token, for an API that asks for one.")] = "",
     endpoint_url: Annotated[str, typer.Option(help="A local cloud other than the one started here.")] = "",
     home: Annotated[
         Path, typer.Option(envvar="RETRUE_HOME", help="State of the local stack.", show_default=".retrue")
     ] = PROJECT / ".retrue",
 ) -> None:
-    context.obj = Target(Home(home.resolve()), stack, endpoint_url, profile, region)
+    context.obj = Target(Home(home.resolve()), stack, endpoint_url, profile, region, token)
 
 
 def target(context: typer.Context) -> Target:

@@ -183,7 +183,8 @@ def measured(report: Report) -> dict[Metric, float]:
         values[Metric.F1_MACRO] = report["f1"]["macro"]
     if ages := report["ages"]:
         values[Metric.MODEL_AGE_HOURS] = ages["model_hours"]
-        values[Metric.LABEL_AGE_HOURS] = ages["label_hours"]
+        # Where no label ever came, none has come for as long as the model is there.
+        values[Metric.LABEL_AGE_HOURS] = ages["model_hours"] if ages["label_hours"] is None else ages["label_hours"]
         values[Metric.TEXT_AGE_HOURS] = ages["text_hours"]
         values[Metric.CHECK_AGE_HOURS] = ages["check_hours"]
     return {metric: value for metric, value in values.items() if value is not None}

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import boto3
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -21,25 +23,41 @@ HTTP_SECONDS = 60
 
 @dataclass(frozen=True)
 class Session:
-    """Clients for one cloud: AWS, found as boto3 finds it, or the one at `endpoint`."""
+    """Clients for one cloud: AWS, found as boto3 finds it, or the one at `endpoint`.
+
+    `token` is what an API asks for whose callers prove themselves with tokens.
+    """
 
     endpoint: str | None = None
     profile: str | None = None
     region: str | None = None
     access_key: str | None = None
     secret_key: str | None = None
+    token: str | None = None
 
     def client(self, service: str) -> Any:
-        session = boto3.Session(
+        # A local cloud has no virtual hosts for buckets; a check or a step may take minutes to answer.
+        style = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
+        config = Config(read_timeout=330, retries={"mode": "standard"}, **style)
+        return self._boto3().client(service, endpoint_url=self.endpoint, config=config)
+
+    def signature(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> dict[str, str]:
+        """The headers that sign a request to an API; StackError where there is nobody to sign as."""
+        session = self._boto3()
+        credentials = session.get_credentials()
+        if credentials is None:
+            raise StackError("the API asks for signed requests, and there are no AWS credentials to sign with")
+        request = AWSRequest(method, url, headers, body)
+        SigV4Auth(credentials.get_frozen_credentials(), "execute-api", session.region_name).add_auth(request)
+        return dict(request.headers)
+
+    def _boto3(self) -> Any:
+        return boto3.Session(
             profile_name=self.profile,
             region_name=self.region,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
         )
-        # A local cloud has no virtual hosts for buckets; a check or a step may take minutes to answer.
-        style = {"s3": {"addressing_style": "path"}} if self.endpoint else {}
-        config = Config(read_timeout=330, retries={"mode": "standard"}, **style)
-        return session.client(service, endpoint_url=self.endpoint, config=config)
 
 
 class Stack:
@@ -68,7 +86,10 @@ class Stack:
         return self.outputs["ApiUrl"]
 
     @cached_property
-    def api_key(self) -> str:
+    def api_key(self) -> str | None:
+        """The key of the API, or None where callers prove themselves in another way."""
+        if self.outputs["ApiAuth"] != "key":
+            return None
         client = self.session.client("apigateway")
         return str(client.get_api_key(apiKey=self.outputs["ApiKeyId"], includeValue=True)["value"])
 
@@ -96,6 +117,7 @@ class Stack:
         return {
             "stack": self.name,
             "api_url": self.api_url,
+            "api_auth": self.outputs["ApiAuth"],
             "api_key": self.api_key,
             "endpoint_url": self.session.endpoint,
             "bucket": self.outputs["BucketName"],
@@ -125,14 +147,22 @@ class Stack:
             error = json.loads(answer["Payload"].read()).get("errorMessage", "see the log of the steps")
             raise StackError(f"model {model} serves, but MLflow's alias champion did not follow: {error}")
 
+    def _proven(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> dict[str, str]:
+        """The headers of a request with what the API takes as proof of who sends it."""
+        if self.outputs["ApiAuth"] == "iam":
+            return self.session.signature(method, url, headers, body)
+        if self.outputs["ApiAuth"] == "jwt":
+            if self.session.token is None:
+                raise StackError("the API asks for a token of its user pool: set RETRUE_TOKEN or give --token")
+            return {**headers, "authorization": self.session.token}
+        return {**headers, "x-api-key": str(self.api_key)}
+
     def http(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """One request to the HTTP interface; BadInput or StackError with the problem's own words."""
-        request = urllib.request.Request(  # noqa: S310 - the address comes from the stack's own outputs
-            self.api_url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"x-api-key": self.api_key, "content-type": "application/json"},
-        )
+        url, data = self.api_url + path, None if body is None else json.dumps(body).encode()
+        headers = self._proven(method, url, {"content-type": "application/json"}, data)
+        # The address comes from the stack's own outputs.
+        request = urllib.request.Request(url, method=method, data=data, headers=headers)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as answer:  # noqa: S310
                 return json.loads(answer.read())

@@ -460,7 +460,7 @@ def test_the_openapi_document_names_every_answer_that_a_route_gives() -> None:
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     }
-    everywhere = {"200", "403", "429", "500"}
+    everywhere = {"200", "401", "403", "429", "500"}
     assert answers == {
         "POST /v1/predict": everywhere | {"400", "413", "415", "422", "503"},
         "POST /v1/feedback": everywhere | {"400", "404", "415", "422", "503"},

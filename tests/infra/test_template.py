@@ -26,14 +26,25 @@ SHAPES = {
 }
 # Read by libraries rather than by retrue.settings.
 OF_LIBRARIES = {"ORT_DISABLE_TELEMETRY", "POWERTOOLS_LOG_LEVEL"}
+# What a key's own policy calls * is that key.
+BUT_KEYS = {name: resource for name, resource in RESOURCES.items() if resource["Type"] != "AWS::KMS::Key"}
 # Actions that IAM knows no resource for.
 WITHOUT_RESOURCE = {
     "batch:DescribeJobs": "lists jobs by id, and IAM has no resource type for it",
     "cloudwatch:GetMetricData": "reads metrics by name, and IAM has no resource type for it",
     "ecr:GetAuthorizationToken": "one token for the whole registry",
+    "logs:CreateLogDelivery": "a state machine's log is delivered by the account, not by a resource",
+    "logs:DeleteLogDelivery": "as above",
+    "logs:DescribeLogGroups": "as above",
+    "logs:DescribeResourcePolicies": "as above",
+    "logs:GetLogDelivery": "as above",
+    "logs:ListLogDeliveries": "as above",
+    "logs:PutResourcePolicy": "as above",
+    "logs:UpdateLogDelivery": "as above",
 }
 ASYNCHRONOUS = {"EventBridgeRule", "Schedule", "ScheduleV2", "S3", "SNS"}
-MADE_BY_SAM = {"ApiApiKey"}  # the key of Auth.UsagePlan
+# The rules of the functions' events.
+MADE_BY_SAM = {"BatchFunctionDropped", "MonitorFunctionSchedule", "RetrainRequested"}
 
 
 def of_type(kind: str) -> dict[str, Any]:
@@ -61,7 +72,7 @@ def references(value: Any) -> set[str]:
     found: set[str] = set()
     for item in inside(value):
         if isinstance(item.get("Ref"), str):
-            found.add(item["Ref"])
+            found.add(item["Ref"].split(".")[0])
         if "Fn::GetAtt" in item:
             found.add(item["Fn::GetAtt"][0])
         if "Fn::Sub" in item:
@@ -210,7 +221,7 @@ def test_a_missing_heartbeat_is_an_alarm() -> None:
 
 
 def test_no_statement_allows_everything() -> None:
-    statements = allowed(RESOURCES)
+    statements = allowed(BUT_KEYS)
     assert len(statements) > 20
     assert not [item for item in inside(RESOURCES) if {"NotAction", "NotResource"} & set(item)]
     for sid, actions, resources in statements:
@@ -220,7 +231,7 @@ def test_no_statement_allows_everything() -> None:
 
 
 def test_the_list_of_actions_without_a_resource_holds_no_more_than_is_used() -> None:
-    used = {action for _, actions, resources in allowed(RESOURCES) if "*" in resources for action in actions}
+    used = {action for _, actions, resources in allowed(BUT_KEYS) if "*" in resources for action in actions}
     assert used == set(WITHOUT_RESOURCE)
 
 
@@ -309,7 +320,7 @@ def test_the_bucket_is_private_encrypted_and_versioned() -> None:
     assert len(bucket["PublicAccessBlockConfiguration"]) == 4
     assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
     (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
-    assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] in {"AES256", "aws:kms"}
+    assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == {"Fn::If": ["UsesCustomerKey", "aws:kms", "AES256"]}
     assert RESOURCES["Bucket"]["DeletionPolicy"] == RESOURCES["Bucket"]["UpdateReplacePolicy"] == "Retain"
 
 
@@ -319,10 +330,7 @@ def test_the_bucket_refuses_connections_that_are_not_encrypted() -> None:
     assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
 
 
-def test_every_route_asks_for_the_api_key_and_is_throttled() -> None:
-    auth = RESOURCES["Api"]["Properties"]["Auth"]
-    assert auth["ApiKeyRequired"] is True
-    assert auth["UsagePlan"]["Throttle"]["RateLimit"] > 0
+def test_every_route_belongs_to_the_one_api() -> None:
     for name, properties in FUNCTIONS.items():
         for event in properties.get("Events", {}).values():
             if event["Type"] == "Api":
@@ -355,6 +363,20 @@ def test_a_parameter_says_what_it_is_for_and_is_used(name: str) -> None:
     assert name in references([RESOURCES, TEMPLATE["Conditions"], TEMPLATE["Globals"]])
 
 
+@pytest.mark.parametrize("name", [name for name in TEMPLATE["Parameters"] if not name.startswith("Train")])
+def test_a_parameter_takes_no_value_that_cannot_work(name: str) -> None:
+    parameter = TEMPLATE["Parameters"][name]
+    default = parameter["Default"]
+    if "AllowedValues" in parameter:
+        assert default in parameter["AllowedValues"]
+    elif parameter["Type"] == "Number":
+        assert parameter["MinValue"] <= default <= parameter["MaxValue"]
+    elif parameter["Type"] == "String":
+        assert re.fullmatch(parameter["AllowedPattern"], default)
+    else:
+        assert parameter["Type"] == "AWS::SSM::Parameter::Value<String>", "CloudFormation looks whether it exists"
+
+
 def test_every_name_that_is_referred_to_exists() -> None:
     known = set(TEMPLATE["Parameters"]) | set(RESOURCES) | MADE_BY_SAM
     # What ${…} means in the gateway's own templates and in the workflow is not CloudFormation's.
@@ -363,7 +385,9 @@ def test_every_name_that_is_referred_to_exists() -> None:
 
 def test_every_condition_is_used_and_exists() -> None:
     used = {item["Condition"] for item in RESOURCES.values() if "Condition" in item}
+    used |= {item["Condition"] for item in TEMPLATE["Outputs"].values() if "Condition" in item}
     used |= {item["Fn::If"][0] for item in inside(RESOURCES) if "Fn::If" in item}
+    used |= {item["Condition"] for item in inside(TEMPLATE["Conditions"]) if "Condition" in item}
     assert used == set(TEMPLATE["Conditions"])
 
 
@@ -382,9 +406,24 @@ def test_the_outputs_are_those_that_the_program_reads() -> None:
     assert read <= set(TEMPLATE["Outputs"])
 
 
+def test_the_outputs_that_the_readme_names_are_there() -> None:
+    deploying = (PROJECT / "README.md").read_text().partition("## Deploying to AWS")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([A-Z][A-Za-z]+)`", deploying)) - set(TEMPLATE["Parameters"])
+    assert {"ApiUrl", "BucketName", "DashboardUrl", "DeadLettersUrl"} <= named <= set(TEMPLATE["Outputs"])
+
+
 @pytest.mark.parametrize("name", TEMPLATE["Outputs"])
 def test_an_output_says_what_it_is(name: str) -> None:
     assert len(TEMPLATE["Outputs"][name]["Description"]) > 10
+
+
+GUIDE = (PROJECT / "docs/deploy.md").read_text()
+
+
+def test_the_guide_to_deploying_names_every_setting_and_no_other() -> None:
+    named = {word for word, _ in re.findall(r"`([A-Z][A-Za-z0-9]+)(=[a-z]+)?`", GUIDE)}
+    assert named <= set(TEMPLATE["Parameters"]) | set(TEMPLATE["Outputs"])
+    assert {name for name in TEMPLATE["Parameters"] if not name.startswith("Train")} <= named
 
 
 CONFIG = tomllib.loads((PROJECT / "samconfig.toml").read_text())
@@ -409,3 +448,27 @@ def test_a_deployment_names_parameters_of_the_template_and_a_pointer_of_its_own(
     pointer = FUNCTIONS["BatchFunction"]["Environment"]["Variables"]["MODEL_PARAMETER"]["Fn::Sub"]
     assert given["ServingModel"] == pointer.replace("${Environment}", given["Environment"])
     assert ENVIRONMENTS[name]["stack_name"] == f"retrue-{given['Environment']}"
+
+
+def test_the_guide_tells_how_the_environments_differ() -> None:
+    rows = {
+        cells[0]: cells[1:]
+        for cells in (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in GUIDE.splitlines() if "|" in line
+        )
+    }
+    assert rows[""] == list(ENVIRONMENTS) == ["dev", "staging", "prod"]
+    assert rows["texts of predictions are kept"] == [
+        {"true": "yes", "false": "no"}[overrides(name)["KeepText"]] for name in ENVIRONMENTS
+    ]
+    assert rows["logs are kept for"] == [f"{overrides(name)['LogDays']} days" for name in ENVIRONMENTS]
+    asks = [ENVIRONMENTS[name].get("confirm_changeset", False) for name in ENVIRONMENTS]
+    assert rows["asks before it changes anything"] == ["yes" if one else "no" for one in asks]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_environment_gives_only_values_that_the_template_takes(name: str) -> None:
+    for parameter, value in overrides(name).items():
+        rule = TEMPLATE["Parameters"][parameter]
+        assert value in [str(one) for one in rule.get("AllowedValues", [value])]
+        assert re.fullmatch(rule.get("AllowedPattern", ".*"), value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.stub import Stubber
 from moto import mock_aws
 
 from retrue import telemetry
@@ -38,6 +39,29 @@ def test_an_alarm_counts_breaching_and_missing_periods(
     alarm: dict[str, Any], points: list[float | None], expected: str
 ) -> None:
     assert state(alarm, points, "as before") == expected
+
+
+def test_a_percentile_is_asked_for_by_the_alarms_own_period() -> None:
+    now = datetime(2026, 1, 1, 9, 32, tzinfo=UTC)
+    alarm: dict[str, Any] = {
+        "Namespace": "AWS/Lambda",
+        "MetricName": "Duration",
+        "Dimensions": [{"Name": "FunctionName", "Value": "predict"}],
+        "ExtendedStatistic": "p99",
+        "Period": 300,
+        "EvaluationPeriods": 2,
+    }
+    client = boto3.client("cloudwatch", region_name="us-east-1")
+    asked = {name: alarm[name] for name in ("Namespace", "MetricName", "Dimensions", "Period")}
+    asked |= {"StartTime": now - timedelta(minutes=10), "EndTime": now, "ExtendedStatistics": ["p99"]}
+    began = [datetime(2026, 1, 1, 9, minute, tzinfo=UTC) for minute in (25, 30)]
+    points = [
+        {"Timestamp": began[1], "ExtendedStatistics": {"p99": 25_000.0}},
+        {"Timestamp": began[0], "ExtendedStatistics": {"p99": 40.0}},
+    ]
+    with Stubber(client) as stub:
+        stub.add_response("get_metric_statistics", {"Datapoints": points}, asked)
+        assert Bridge(None, client, [], "retrue")._points(alarm, now) == [40.0, 25_000.0]
 
 
 def test_a_line_that_telemetry_writes_becomes_metric_data(capsys: pytest.CaptureFixture[str]) -> None:

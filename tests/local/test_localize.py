@@ -71,6 +71,23 @@ def test_the_bootstrap_starts_the_runtime_client_of_the_image(template: dict[str
     assert archive.getinfo("bootstrap").external_attr >> 16 & os.X_OK
 
 
+LACKING = {"AWS::Budgets::Budget", "AWS::WAFv2::WebACLAssociation", "AWS::StepFunctions::Activity"}
+
+
+def test_what_the_local_cloud_does_not_know_is_left_out_or_made_only_when_asked_for(
+    template: dict[str, object],
+) -> None:
+    local = localize.localize(PROJECT, template, localize.packages(PROJECT, template), "packages", "arn:activity")
+    assert {resource["Type"] for resource in template["Resources"].values()} >= LACKING  # type: ignore[attr-defined]
+    asked = {resource["Condition"] for resource in local["Resources"].values() if resource["Type"] in LACKING}
+    # Each of these compares one parameter with a value that its default is not, and no local default changes that.
+    assert asked == {"HasBudget", "UsesWaf"}
+    parameters = template["Parameters"]  # type: ignore[index]
+    assert (parameters["MonthlyBudget"]["Default"], parameters["Waf"]["Default"]) == (0, "false")
+    assert local["Conditions"]["HasBudget"] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "MonthlyBudget"}, 0]}]}
+    assert local["Conditions"]["UsesWaf"] == {"Fn::Equals": [{"Ref": "Waf"}, "true"]}
+
+
 def test_the_activity_is_named_from_outside_and_the_workflow_is_inline(template: dict[str, object]) -> None:
     local = localize.localize(PROJECT, template, localize.packages(PROJECT, template), "packages", "arn:activity")
     assert "TrainActivity" not in local["Resources"]

@@ -104,20 +104,24 @@ class Bridge:
         """One value for each of the alarm's last periods, the one in progress included, oldest first."""
         period = timedelta(seconds=alarm["Period"])
         begin = now - period * alarm["EvaluationPeriods"]
+        # Seconds can be put together again to any period, except for percentiles.
+        percentile = alarm.get("ExtendedStatistic")
+        asked: dict[str, Any] = {"Period": 1, "Statistics": ["Sum", "Minimum", "Maximum", "SampleCount"]}
+        if percentile:
+            asked = {"Period": alarm["Period"], "ExtendedStatistics": [percentile]}
         answer = self.cloudwatch.get_metric_statistics(
             Namespace=alarm["Namespace"],
             MetricName=alarm["MetricName"],
             Dimensions=alarm.get("Dimensions", []),
             StartTime=begin,
             EndTime=now,
-            Period=1,
-            Statistics=["Sum", "Minimum", "Maximum", "SampleCount"],
+            **asked,
         )
         points: list[float | None] = []
         for k in range(alarm["EvaluationPeriods"]):
             low, high = begin + period * k, begin + period * (k + 1)
             inside = [d for d in answer["Datapoints"] if low < d["Timestamp"] <= high]
-            points.append(_statistic(alarm["Statistic"], inside))
+            points.append(_statistic(percentile or alarm["Statistic"], inside))
         return points
 
 
@@ -128,5 +132,7 @@ def _statistic(name: str, data: list[dict[str, Any]]) -> float | None:
         return float(max(d["Maximum"] for d in data))
     if name == "Minimum":
         return float(min(d["Minimum"] for d in data))
+    if name not in ("Sum", "Average"):
+        return float(max(d["ExtendedStatistics"][name] for d in data))
     total = float(sum(d["Sum"] for d in data))
     return total / float(sum(d["SampleCount"] for d in data)) if name == "Average" else total

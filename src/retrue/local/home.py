@@ -80,9 +80,9 @@ def stop(home: Home, seconds: float = 30.0) -> bool:
     return True
 
 
-def session(endpoint: str) -> Session:
+def session(endpoint: str, token: str | None = None) -> Session:
     """Clients for the local cloud."""
-    return Session(endpoint, region=REGION, access_key=ACCESS_KEY, secret_key=SECRET_KEY)
+    return Session(endpoint, region=REGION, access_key=ACCESS_KEY, secret_key=SECRET_KEY, token=token)
 
 
 def endpoint_environ(endpoint: str) -> dict[str, str]:
