@@ -29,7 +29,7 @@ SHAPES = [settings.Predict, settings.Batch, settings.Monitor, settings.Steps, se
 OWN_VARIABLES = {field.name.upper() for shape in SHAPES for field in dataclasses.fields(shape)}
 # Which modules may know an outside thing; the command line and retrue.local meet botocore's errors only.
 OWNERS = {
-    "boto3": {"lake", "release", "workflow", "stack"},
+    "boto3": {"lake", "release", "signature", "workflow", "stack"},
     "onnxruntime": {"classifier", "training"},
     "tokenizers": {"classifier", "training"},
     "torch": {"training"},

@@ -84,8 +84,8 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     facts = {"status": reply["statusCode"], "ms": round(1000 * (time.perf_counter() - began), 1)}
     logger.info("request", extra={"route": f"{event['httpMethod']} {event['resource']}", **facts})
     if reply["statusCode"] >= 500 and "ENVIRONMENT" in os.environ:
-        now = time.time_ns() // 1_000_000
-        publish(os.environ["ENVIRONMENT"], {Metric.FAILED_REQUESTS: 1}, now, context.function_version)
+        for version in ("", context.function_version):
+            publish(os.environ["ENVIRONMENT"], {Metric.FAILED_REQUESTS: 1}, time.time_ns() // 1_000_000, version)
     return reply
 
 

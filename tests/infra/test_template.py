@@ -244,12 +244,16 @@ def test_only_the_release_may_touch_what_serves() -> None:
 
 def test_a_parameter_of_what_serves_makes_a_new_version_when_it_changes() -> None:
     """The alias serves a version, which keeps the values that it was published with."""
-    predict = {key: value for key, value in FUNCTIONS["PredictFunction"].items() if key not in ("Events", "Policies")}
+    predict = dict(FUNCTIONS["PredictFunction"])
     described = predict.pop("VersionDescription")
+    # What belongs to the function and not to its versions.
+    for name in ("Events", "Policies", "ReservedConcurrentExecutions"):
+        del predict[name]
+    held = [predict, TEMPLATE["Globals"]["Function"]]
+    conditions = [TEMPLATE["Conditions"][item["Fn::If"][0]] for item in inside(held) if "Fn::If" in item]
     # The name of all resources, and the model, which belongs to the workflow.
     fixed = {"Environment", "ServingModel"}
-    shared = TEMPLATE["Globals"]["Function"]
-    assert (references(predict) | references(shared)) & TEMPLATE["Parameters"].keys() - fixed == references(described)
+    assert references([*held, *conditions]) & TEMPLATE["Parameters"].keys() - fixed == references(described)
 
 
 def test_what_a_function_may_read_and_write_are_folders_of_the_lake() -> None:
