@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 an error, with what to do about it; 2 wrong usage; 3 the workflow ended without a promotion.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -22,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from retrue import artifact, dataset, lake, page, promotion, registry, report, search
+from retrue import artifact, cost, dataset, lake, page, promotion, registry, report, search
 from retrue.errors import BadInput, RetrueError, StackError
-from retrue.local import machine
+from retrue.local import localize, machine
 from retrue.local.home import STACK, Home, session, stop
 from retrue.records import iso
 from retrue.stack import Session, Stack
+from retrue.telemetry import Metric
 from retrue.terminal import ask, drop, err, follow, steps, stoppable, trials_shown
 from retrue.training.settings import DEFAULT
 from retrue.workflow import Activity
@@ -349,6 +351,41 @@ def rollback(
     entry = promotion.roll_back(stack.lake, stack.release, reason, _now(), version or None)
     stack.crown(str(entry.model))
     show(json.loads(entry.to_json())) if as_json else err.print(f"version {entry.version} serves model {entry.model}")
+
+
+@app.command("cost", epilog="Example: retrue cost --rps 2 --rows 100000 --retrains 1")
+def monthly(
+    rps: Annotated[float, typer.Option(min=0, help="Requests a second, on average over the month.")] = 1.0,
+    rows: Annotated[float, typer.Option(min=0, help="Rows of CSVs in a month.")] = 0.0,
+    retrains: Annotated[float, typer.Option(min=0, help="Retrainings in a month.")] = 1.0,
+    milliseconds: Annotated[float, typer.Option("--ms", min=0, help="What a text takes on one vCPU.")] = 30.0,
+    hours: Annotated[float, typer.Option(min=0, help="What one training takes.")] = 1.0,
+    price: Annotated[
+        float, typer.Option(min=0, help="Dollars an hour of the machine that trains; 0 for your own.")
+    ] = 1.41,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the template, NAME=value.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this deployment would cost in a month on AWS, from the template's own settings and list prices."""
+    template = localize.read(PROJECT / "template.yaml")
+    parameters = _pairs(settings)
+    if unknown := sorted(parameters.keys() - template["Parameters"].keys()):
+        raise BadInput(f"the template has no parameter {', '.join(unknown)}: docs/deploy.md lists them")
+    usage = cost.Usage(rps, rows, retrains, milliseconds, hours, price)
+    try:
+        lines = cost.bill(template, parameters, usage, len(Metric))
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    total = sum(line.dollars for line in lines)
+    if as_json:
+        show({"dollars": round(total, 2), "lines": [dataclasses.asdict(line) for line in lines]})
+        return
+    table = Table("in a month", "how much", "dollars", title=f"about {total:,.2f} dollars a month")
+    for line in lines:
+        table.add_row(
+            line.what, f"{line.quantity:,.{0 if line.quantity >= 10 else 1}f} {line.unit}", f"{line.dollars:,.2f}"
+        )
+    out.print(table)
 
 
 @app.command(epilog="Example: retrue ledger")
