@@ -23,8 +23,9 @@ def model_uri(store: Lake, model: str) -> str:
 
 
 def publish(store: Lake, release: Release, model: str, run: str) -> dict[str, Any]:
-    """A version of the serving function that carries the model."""
-    return {"version": release.publish(model_uri(store, model), f"model {model}, run {run}")}
+    """A version of the serving function that carries the model, and the version that serves until then."""
+    previous = release.live_version()
+    return {"version": release.publish(model_uri(store, model), f"model {model}, run {run}"), "previous": previous}
 
 
 def validate(store: Lake, release: Release, model: str, version: str) -> dict[str, Any]:
@@ -51,12 +52,16 @@ def promote(
     run: str,
     request: dict[str, Any],
     candidate: dict[str, Any],
-    version: str,
+    published: dict[str, str],
     now_ms: int,
 ) -> LedgerEntry:
-    """Move the alias and the pointer to the candidate's version, and write it down."""
-    uri = model_uri(store, candidate["model"])
-    previous = release.move(version, uri)
+    """Move the alias and the pointer to the candidate's version, and write it down.
+
+    `published` is what `publish` answered. Done again after the alias has moved, it ends in the same state.
+    """
+    version = published["version"]
+    before = release.move(version, model_uri(store, candidate["model"]))
+    previous = before if before != version else published["previous"]
     entry = LedgerEntry(
         time=iso(now_ms),
         action="promoted",
@@ -89,18 +94,29 @@ def reject(
     return entry
 
 
-def fail(store: Lake, release: Release, execution: str, error: dict[str, Any], now_ms: int) -> LedgerEntry:
-    """Write down that a run ended with an error; nothing moves."""
+def fail(store: Lake, release: Release, execution: str, state: dict[str, Any], now_ms: int) -> dict[str, str]:
+    """Write down that a run ended with the error in its state; {"action", "reason"} of what it ended as.
+
+    What serves decides, not the error: a run whose version is behind the alias has promoted it, and what its promotion
+    left undone is done here.
+    """
+    error = state["error"]
+    told = f"{error.get('Error', 'error')}: {_cause(error)}"
+    live = release.live_version()
+    if state.get("release", {}).get("version") == live:
+        if "promoted" not in state:
+            promote(store, release, state["run"], state["request"], state["candidate"], state["release"], now_ms)
+        return {"action": "promoted", "reason": f"version {live} serves, and after that came {told}"}
     entry = LedgerEntry(
         time=iso(now_ms),
         action="failed",
         model=None,
-        reason=f"{error.get('Error', 'error')}: {_cause(error)}",
-        previous_version=release.live_version(),
+        reason=told,
+        previous_version=live,
         run=run_of(execution),
     )
     store.append_ledger(entry)
-    return entry
+    return {"action": entry.action, "reason": entry.reason}
 
 
 def roll_back(store: Lake, release: Release, reason: str, now_ms: int, version: str | None = None) -> LedgerEntry:

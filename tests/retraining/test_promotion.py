@@ -32,9 +32,10 @@ def answer(*values: Any) -> None:
 def served(store: Lake, release: Release, model: str, minute: int, reason: str = "better") -> str:
     """Publish and promote a model; its version."""
     store.put(f"models/{model}/{artifact.MANIFEST}", b"{}")
-    version: str = promotion.publish(store, release, model, f"run-{minute}")["version"]
+    published = promotion.publish(store, release, model, f"run-{minute}")
+    version: str = published["version"]
     candidate = {"model": model, "reason": reason, "evidence": {"rows": 40}}
-    promotion.promote(store, release, f"run-{minute}", REQUEST, candidate, version, NOW + minute)
+    promotion.promote(store, release, f"run-{minute}", REQUEST, candidate, published, NOW + minute)
     return version
 
 
@@ -73,7 +74,7 @@ def probed(classifier: Classifier, texts: Sequence[str]) -> dict[str, Any]:
 def golden(lake: Lake, release: Release, tiny_model: Path, classifier: Classifier) -> list[str]:
     """The golden texts of a model that is published as version 2."""
     lake.upload_folder(tiny_model, f"models/{classifier.model}/")
-    assert promotion.publish(lake, release, classifier.model, "run-1") == {"version": "2"}
+    assert promotion.publish(lake, release, classifier.model, "run-1") == {"version": "2", "previous": "1"}
     return [item["text"] for item in json.loads((tiny_model / artifact.GOLDEN).read_text())]
 
 
@@ -179,11 +180,60 @@ def test_a_rejection_is_written_down_and_moves_nothing(lake: Lake, release: Rele
 def test_a_failure_is_written_down_with_its_own_words(
     lake: Lake, release: Release, error: dict[str, Any], reason: str
 ) -> None:
-    entry = promotion.fail(lake, release, EXECUTION, error, NOW)
-    assert lake.ledger() == [entry]
+    told = promotion.fail(lake, release, EXECUTION, {"error": error}, NOW)
+    (entry,) = lake.ledger()
+    assert told == {"action": "failed", "reason": reason}
     assert (entry.action, entry.model, entry.reason, entry.previous_version) == ("failed", None, reason, "1")
     assert entry.run == run_of(EXECUTION)
     assert serving(release) == ("1", "none")
+
+
+def published(store: Lake, release: Release) -> dict[str, Any]:
+    """The state of a run that has published model bbb where aaa serves."""
+    served(store, release, "aaa", 1)
+    store.put(f"models/bbb/{artifact.MANIFEST}", b"{}")
+    candidate = {"model": "bbb", "reason": "better", "evidence": {"rows": 40}}
+    return {
+        "run": "run-2",
+        "request": REQUEST,
+        "candidate": candidate,
+        "release": promotion.publish(store, release, "bbb", "run-2"),
+        "error": {"Error": "States.Timeout", "Cause": "it took too long"},
+    }
+
+
+def test_a_run_that_published_and_moved_nothing_has_failed(lake: Lake, release: Release) -> None:
+    state = published(lake, release)
+    told = promotion.fail(lake, release, EXECUTION, state, NOW + 2)
+    assert told == {"action": "failed", "reason": "States.Timeout: it took too long"}
+    assert [entry.action for entry in lake.ledger()] == ["promoted", "failed"]
+    assert serving(release) == (state["release"]["previous"], "aaa")
+
+
+def test_what_a_promotion_left_undone_when_the_alias_had_moved_is_done(lake: Lake, release: Release) -> None:
+    state = published(lake, release)
+    version, previous = state["release"]["version"], state["release"]["previous"]
+    release.client.update_alias(FunctionName="predict", Name="live", FunctionVersion=version)
+    told = promotion.fail(lake, release, EXECUTION, state, NOW + 2)
+    assert told["action"] == "promoted"
+    assert told["reason"] == f"version {version} serves, and after that came States.Timeout: it took too long"
+    assert serving(release) == (version, "bbb")
+    entry = lake.ledger()[-1]
+    assert (entry.action, entry.version, entry.run) == ("promoted", version, "run-2")
+    assert (entry.previous_version, entry.previous_model) == (previous, "aaa")
+    assert entry.evidence == {"rows": 40}
+    assert back(lake, release, 3).version == previous
+
+
+def test_an_error_after_a_promotion_was_written_down_changes_nothing_about_it(lake: Lake, release: Release) -> None:
+    state = published(lake, release)
+    rest = (state["run"], state["request"], state["candidate"], state["release"])
+    promotion.promote(lake, release, *rest, NOW + 2)
+    before = lake.ledger()
+    told = promotion.fail(lake, release, EXECUTION, {**state, "promoted": {"StatusCode": 200}}, NOW + 3)
+    assert told["action"] == "promoted"
+    assert lake.ledger() == before
+    assert serving(release) == (state["release"]["version"], "bbb")
 
 
 # rolling back
@@ -236,7 +286,9 @@ def test_a_version_that_was_left_can_be_named_and_what_was_left_for_it_stays_lef
 
 def test_a_promotion_that_was_retried_counts_once(lake: Lake, release: Release) -> None:
     first, second = served(lake, release, "aaa", 1), served(lake, release, "bbb", 2)
-    promotion.promote(lake, release, "run-2", REQUEST, {"model": "bbb", "reason": "better"}, second, NOW + 3)
+    published = {"version": second, "previous": first}
+    entry = promotion.promote(lake, release, "run-2", REQUEST, {"model": "bbb", "reason": "better"}, published, NOW + 3)
+    assert (entry.previous_version, entry.previous_model) == (first, "aaa")
     assert back(lake, release, 4).version == first
 
 
@@ -244,7 +296,7 @@ def test_rejections_and_failures_between_change_no_way_back(lake: Lake, release:
     first = served(lake, release, "aaa", 1)
     served(lake, release, "bbb", 2)
     promotion.reject(lake, release, "run-3", REQUEST, {"model": "ccc", "reason": "worse"}, NOW + 3)
-    promotion.fail(lake, release, EXECUTION, {}, NOW + 4)
+    promotion.fail(lake, release, EXECUTION, {"error": {}}, NOW + 4)
     assert back(lake, release, 5).version == first
 
 
