@@ -61,7 +61,7 @@ Answer = Callable[[dict[str, Any]], Any]
 
 
 def payload(**values: Any) -> Answer:
-    return lambda given: {"StatusCode": 200, "ExecutedVersion": "$LATEST", "Payload": values}
+    return lambda _: {"StatusCode": 200, "ExecutedVersion": "$LATEST", "Payload": values}
 
 
 def refuse(error: str, cause: str = "why not") -> Answer:
@@ -141,7 +141,7 @@ def answers(backend: str, jobs: list[dict[str, Any]], better: bool = True, **oth
         "Promote": payload(action="promoted"),
         "Crown": payload(version="1"),
         "RecordFailure": payload(action="failed", reason="BadDataset: no rows"),
-        "Notify": lambda given: {"MessageId": "0f1e2d3c-0000-4000-8000-123456789012"},
+        "Notify": lambda _: {"MessageId": "0f1e2d3c-0000-4000-8000-123456789012"},
         **others,
     }
 
@@ -193,7 +193,7 @@ def run(cloud: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> Callable[[di
                 raise FailureEventException(FailureEvent(env, name, HistoryEventType.TaskFailed, details)) from None
 
         waits: list[float] = []
-        monkeypatch.setattr(Environment, "is_mocked_mode", lambda env: True)
+        monkeypatch.setattr(Environment, "is_mocked_mode", lambda _: True)
         monkeypatch.setattr(Environment, "get_current_mocked_response", respond)
         monkeypatch.setattr(retrier_decl, "time", SimpleNamespace(sleep=waits.append))
         # The interpreter runs no SageMaker jobs; with answers given it need not.
