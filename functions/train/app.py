@@ -87,7 +87,7 @@ def release(event: dict[str, Any], context: Any) -> dict[str, Any]:
         case "validate":
             answer = promotion.validate(store, target, event["model"], event["version"])
         case "promote":
-            what = (event["run"], event["request"], event["candidate"], event["release"])
+            what = (event["run"], event["request"], event["candidate"], event["version"], event["live"])
             answer = promotion.promote(store, target, *what, _now())
         case "reject":
             answer = promotion.reject(store, target, event["run"], event["request"], event["candidate"], _now())

@@ -52,16 +52,17 @@ def promote(
     run: str,
     request: dict[str, Any],
     candidate: dict[str, Any],
-    published: dict[str, str],
+    version: str,
+    live: str,
     now_ms: int,
 ) -> LedgerEntry:
     """Move the alias and the pointer to the candidate's version, and write it down.
 
-    `published` is what `publish` answered. Done again after the alias has moved, it ends in the same state.
+    `live` served before. Done again after the alias has moved, it ends in the same state.
     """
-    version = published["version"]
-    before = release.move(version, model_uri(store, candidate["model"]))
-    previous = before if before != version else published["previous"]
+    uri = model_uri(store, candidate["model"])
+    before = release.move(version, uri)
+    previous = before if before != version else live
     entry = LedgerEntry(
         time=iso(now_ms),
         action="promoted",
@@ -105,7 +106,8 @@ def fail(store: Lake, release: Release, execution: str, state: dict[str, Any], n
     live = release.live_version()
     if state.get("release", {}).get("version") == live:
         if "promoted" not in state:
-            promote(store, release, state["run"], state["request"], state["candidate"], state["release"], now_ms)
+            before = state["release"]["previous"]
+            promote(store, release, state["run"], state["request"], state["candidate"], live, before, now_ms)
         return {"action": "promoted", "reason": f"version {live} serves, and after that came {told}"}
     entry = LedgerEntry(
         time=iso(now_ms),

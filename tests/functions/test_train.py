@@ -154,7 +154,7 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert [key.rpartition("/")[2] for key in artefacts] == sorted([artifact.CARD, *artifact.REPORT])
     assert lake.get(artefacts[1]) == (tiny_model / artifact.PAGE).read_bytes()
     published = release(app, "publish", model=model)
-    version = published["version"]
+    version, live = published["version"], published["previous"]
     classifier = Classifier.open(tiny_model)
     texts = [item["text"] for item in json.loads((tiny_model / artifact.GOLDEN).read_text())]
     probe = {"model": model, "scores": [classifier.score(text).scores for text in texts]}
@@ -163,7 +163,7 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     assert release(app, "validate", model=model, version=version)["worst"] < 1e-6
     assert serving_model(PARAMETER) == "none"
 
-    entry = release(app, "promote", request=REQUEST, candidate=candidate, release=published)
+    entry = release(app, "promote", request=REQUEST, candidate=candidate, version=version, live=live)
     assert (entry["action"], entry["model"], entry["version"], entry["run"]) == ("promoted", model, version, RUN)
     assert entry["previous_version"] == "1"
     assert serving_model(PARAMETER) == lake.uri(f"models/{model}/")

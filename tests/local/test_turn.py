@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retrue.lake import TURN
+from retrue.lake import LEDGER, TURN
 from retrue.stack import Stack
 from retrue.workflow import Activity
 
@@ -24,6 +24,15 @@ def ended(stack: Stack, name: str, event: str) -> list[str]:
     return stack.workflow.states(execution)
 
 
+@pytest.fixture
+def ledger(stack: Stack) -> Iterator[None]:
+    """Takes the entries away that a test leaves, since others read the whole ledger."""
+    before = set(stack.lake.keys(LEDGER))
+    yield
+    stack.lake.delete([key for key in stack.lake.keys(LEDGER) if key not in before])
+
+
+@pytest.mark.usefixtures("ledger")
 def test_an_event_has_one_turn_and_its_failure_is_written_down_and_told(stack: Stack) -> None:
     path = ["Begin", "IsAlone", "PublishNamed", "Publish", "RecordFailure", "Notify", "HasMoved", "Failed"]
     assert ended(stack, "turn-1", "event-1") == path

@@ -34,8 +34,9 @@ def served(store: Lake, release: Release, model: str, minute: int, reason: str =
     store.put(f"models/{model}/{artifact.MANIFEST}", b"{}")
     published = promotion.publish(store, release, model, f"run-{minute}")
     version: str = published["version"]
+    live = published["previous"]
     candidate = {"model": model, "reason": reason, "evidence": {"rows": 40}}
-    promotion.promote(store, release, f"run-{minute}", REQUEST, candidate, published, NOW + minute)
+    promotion.promote(store, release, f"run-{minute}", REQUEST, candidate, version, live, NOW + minute)
     return version
 
 
@@ -227,8 +228,8 @@ def test_what_a_promotion_left_undone_when_the_alias_had_moved_is_done(lake: Lak
 
 def test_an_error_after_a_promotion_was_written_down_changes_nothing_about_it(lake: Lake, release: Release) -> None:
     state = published(lake, release)
-    rest = (state["run"], state["request"], state["candidate"], state["release"])
-    promotion.promote(lake, release, *rest, NOW + 2)
+    versions = (state["release"]["version"], state["release"]["previous"])
+    promotion.promote(lake, release, state["run"], state["request"], state["candidate"], *versions, NOW + 2)
     before = lake.ledger()
     told = promotion.fail(lake, release, EXECUTION, {**state, "promoted": {"StatusCode": 200}}, NOW + 3)
     assert told["action"] == "promoted"
@@ -286,8 +287,8 @@ def test_a_version_that_was_left_can_be_named_and_what_was_left_for_it_stays_lef
 
 def test_a_promotion_that_was_retried_counts_once(lake: Lake, release: Release) -> None:
     first, second = served(lake, release, "aaa", 1), served(lake, release, "bbb", 2)
-    published = {"version": second, "previous": first}
-    entry = promotion.promote(lake, release, "run-2", REQUEST, {"model": "bbb", "reason": "better"}, published, NOW + 3)
+    candidate = {"model": "bbb", "reason": "better"}
+    entry = promotion.promote(lake, release, "run-2", REQUEST, candidate, second, first, NOW + 3)
     assert (entry.previous_version, entry.previous_model) == (first, "aaa")
     assert back(lake, release, 4).version == first
 
