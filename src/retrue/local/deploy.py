@@ -35,7 +35,8 @@ def deploy(
         s3.put_object(Bucket=PACKAGES, Key=localize.key(name, body), Body=body)
 
     activity = _activity(session.client("stepfunctions"))
-    document = json.dumps(localize.localize(project, template, zips, PACKAGES, activity))
+    document = json.dumps(localize.localize(project, template, zips, PACKAGES, activity)).encode()
+    s3.put_object(Bucket=PACKAGES, Key=localize.key(STACK, document), Body=document)
     values = {
         "Environment": ENVIRONMENT,
         "ServingModel": PARAMETER,
@@ -51,7 +52,7 @@ def deploy(
         StackName=STACK,
         ChangeSetName=change,
         ChangeSetType="UPDATE" if exists else "CREATE",
-        TemplateBody=document,
+        TemplateURL=f"{session.endpoint}/{PACKAGES}/{localize.key(STACK, document)}",  # it is too long to be sent along
         Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
     )
