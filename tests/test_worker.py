@@ -542,25 +542,25 @@ def test_a_worker_asked_for_one_poll_ends_without_work(lake: Lake, program: Prog
         assert serve(lake, stub, program("")) == []
 
 
-def test_a_batch_job_finds_its_request_in_its_environment(
+def test_a_batch_job_finds_its_request_in_its_command(
     lake: Lake, program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker.main(program(COPY + "print('training')"), {"TRAINING_REQUEST": json.dumps(request())})
+    worker.main(program(COPY + "print('training')"), {}, json.dumps(request()))
     assert f"runs/{JOB}/output/model.tar.gz" in list(lake.keys("runs/"))
     assert capsys.readouterr().out == "training\n"
 
 
 def test_of_several_batch_nodes_the_main_one_hands_over_the_model(lake: Lake, program: Program) -> None:
-    nodes = {"TRAINING_REQUEST": json.dumps(request()), "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
-    worker.main(program(""), {**nodes, "AWS_BATCH_JOB_NODE_INDEX": "1"})
+    nodes = {"AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
+    worker.main(program(""), {**nodes, "AWS_BATCH_JOB_NODE_INDEX": "1"}, json.dumps(request()))
     assert list(lake.keys("runs/")) == []
-    worker.main(program(COPY), {**nodes, "AWS_BATCH_JOB_NODE_INDEX": "0"})
+    worker.main(program(COPY), {**nodes, "AWS_BATCH_JOB_NODE_INDEX": "0"}, json.dumps(request()))
     assert list(lake.keys("runs/")) == [f"runs/{JOB}/output/model.tar.gz"]
 
 
 def test_a_batch_job_that_fails_ends_with_an_error(lake: Lake, program: Program) -> None:
     with pytest.raises(TrainingFailed, match="exit code 3"):
-        worker.main(program("sys.exit(3)"), {"TRAINING_REQUEST": json.dumps(request())})
+        worker.main(program("sys.exit(3)"), {}, json.dumps(request()))
 
 
 def test_without_a_request_the_image_becomes_the_program_that_sagemaker_wants(program: Program, tmp_path: Path) -> None:

@@ -207,25 +207,38 @@ def test_answers_go_out_as_json_and_long_causes_keep_their_end(states: Stubber) 
 
 @pytest.mark.parametrize("execution", [LONG, "arn:x", LONG.upper() + ":ü_/."])
 def test_a_run_has_a_name_that_sagemaker_takes(execution: str) -> None:
-    run = begin(execution, None, {"reason": "the texts drifted"})["run"]
+    run = begin(execution, True, {"reason": "the texts drifted"})["run"]
     assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", run)
-    assert begin(execution, "arn:other", {})["run"] == run
-    assert begin(execution + "2", None, {})["run"] != run
+    assert begin(execution, False, {})["run"] == run
+    assert begin(execution + "2", True, {})["run"] != run
 
 
-@pytest.mark.parametrize(("oldest", "alone"), [(None, True), (LONG, True), (LONG + "2", False)])
-def test_only_the_oldest_execution_goes_on(oldest: str | None, alone: bool) -> None:
-    assert begin(LONG, oldest, {"reason": "the texts drifted"})["alone"] is alone
+@pytest.mark.parametrize("alone", [True, False])
+def test_whether_it_is_alone_is_handed_on(alone: bool) -> None:
+    assert begin(LONG, alone, {"reason": "the texts drifted"})["alone"] is alone
+
+
+@mock_aws
+def test_an_execution_runs_until_it_has_ended_and_of_an_unknown_one_nothing_is_said() -> None:
+    client = boto3.client("stepfunctions")
+    role = "arn:aws:iam::123456789012:role/retrain"
+    machine = client.create_state_machine(name="retrain", definition="{}", roleArn=role)["stateMachineArn"]
+    workflow = Workflow(machine)
+    execution = client.start_execution(stateMachineArn=machine, name="one")["executionArn"]
+    assert workflow.is_running(execution) is True
+    client.stop_execution(executionArn=execution)
+    assert workflow.is_running(execution) is False
+    assert workflow.is_running(execution + "-2") is None
 
 
 def test_a_request_keeps_what_it_says_and_always_has_a_reason_and_a_trigger() -> None:
     request = {"reason": "too old", "trigger": "schedule", "settings": {"epochs": "1"}}
-    assert begin(LONG, None, request)["request"] == request
+    assert begin(LONG, True, request)["request"] == request
     filled = {"reason": "no reason given", "trigger": "person", "model": "m"}
-    assert begin(LONG, None, {"model": "m"})["request"] == filled
+    assert begin(LONG, True, {"model": "m"})["request"] == filled
 
 
 @pytest.mark.parametrize("trigger", ["boredom", "", None, ["drift"]])
 def test_a_trigger_that_the_gate_does_not_know_is_refused_before_anything_is_trained(trigger: Any) -> None:
     with pytest.raises(BadInput, match="none of drift, accuracy, schedule, person"):
-        begin(LONG, None, {"reason": "why not", "trigger": trigger})
+        begin(LONG, True, {"reason": "why not", "trigger": trigger})

@@ -13,7 +13,7 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from retrue import artifact, evaluation, promotion, registry, search, settings, snapshot, trials
+from retrue import artifact, evaluation, promotion, registry, search, settings, snapshot, trials, turn
 from retrue.lake import MLFLOW, MODELS, Lake
 from retrue.records import LedgerEntry
 from retrue.release import Release, serving_model
@@ -41,8 +41,9 @@ def steps(event: dict[str, Any], context: Any) -> dict[str, Any]:
     config, store = _steps()
     match event["step"]:
         case "begin":
-            oldest = Workflow(config.state_machine_arn).oldest_running()
-            answer = begin(event["execution"], oldest, event["request"])
+            asked, now = event["input"], _now()
+            alone = turn.take(store, Workflow(config.state_machine_arn), event["execution"], asked.get("id"), now)
+            answer = begin(event["execution"], alone, asked["detail"])
         case "snapshot":
             answer = snapshot.snapshot(store, config, event["run"], event["request"], _now())
         case "plan":
@@ -100,7 +101,7 @@ def release(event: dict[str, Any], context: Any) -> dict[str, Any]:
         case "reject":
             answer = promotion.reject(store, target, event["run"], event["request"], event["candidate"], _now())
         case "fail":
-            answer = promotion.fail(store, target, event["execution"], event["error"], _now())
+            answer = promotion.fail(store, target, event["execution"], event["state"], _now())
         case unknown:
             raise ValueError(f"no step is named {unknown!r}")
     told = dataclasses.asdict(answer) if isinstance(answer, LedgerEntry) else answer

@@ -42,6 +42,7 @@ CAPTURE, FEEDBACK, PREDICTIONS, LABELLED = "capture/", "feedback/", "predictions
 DATASETS, ENCODERS = "datasets/", "encoders/"
 MODELS, RUNS, REPORTS, LEDGER, MLFLOW = "models/", "runs/", "reports/", "ledger/", "mlflow/"
 CURRENT_DATASET = "datasets/current"
+TURN = "runs/turn.json"
 LATEST_REPORT, LATEST_PAGE = "reports/latest.json", "reports/latest.html"
 MISSING = {"NoSuchKey", "404", "NotFound"}
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}

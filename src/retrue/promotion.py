@@ -121,18 +121,19 @@ def promote(
 ) -> LedgerEntry:
     """Move the alias and the pointer to the candidate's version, and write it down.
 
-    AliasMoved where the alias is no longer at `live`: a deployment has brought other code.
+    AliasMoved where the alias is no longer at `live`: a deployment has brought other code. Done again after the alias
+    has moved, it ends in the same state.
     """
     uri = model_uri(store, candidate["model"])
     _unmoved(release, live, version)
-    previous = release.move(version, uri)
+    release.move(version, uri)
     entry = LedgerEntry(
         time=iso(now_ms),
         action="promoted",
         model=candidate["model"],
         version=version,
-        previous_model=_model(release.model_of(previous)),
-        previous_version=previous,
+        previous_model=_model(release.model_of(live)),
+        previous_version=live,
         reason=f"{request['reason']}: {candidate['reason']}",
         run=run,
         evidence=candidate.get("evidence"),
@@ -158,19 +159,31 @@ def reject(
     return entry
 
 
-def fail(store: Lake, release: Release, execution: str, error: dict[str, Any], now_ms: int) -> LedgerEntry:
-    """Write down that a run ended with an error; what served before answers everything."""
+def fail(store: Lake, release: Release, execution: str, state: dict[str, Any], now_ms: int) -> dict[str, str]:
+    """Write down that a run ended with the error in its state; {"action", "reason"} of what it ended as.
+
+    One version answers everything after that. What serves decides, not the error: a run whose version is behind the
+    alias has promoted it, and what its promotion left undone is done here.
+    """
     release.settle()
+    error = state["error"]
+    told = f"{error.get('Error', 'error')}: {_cause(error)}"
+    live = release.live_version()
+    if state.get("release", {}).get("version") == live:
+        if "promoted" not in state:
+            before = state["watched"]["shared"]["live"]
+            promote(store, release, state["run"], state["request"], state["candidate"], live, before, now_ms)
+        return {"action": "promoted", "reason": f"version {live} serves, and after that came {told}"}
     entry = LedgerEntry(
         time=iso(now_ms),
         action="failed",
         model=None,
-        reason=f"{error.get('Error', 'error')}: {_cause(error)}",
-        previous_version=release.live_version(),
+        reason=told,
+        previous_version=live,
         run=run_of(execution),
     )
     store.append_ledger(entry)
-    return entry
+    return {"action": entry.action, "reason": entry.reason}
 
 
 def roll_back(store: Lake, release: Release, reason: str, now_ms: int, version: str | None = None) -> LedgerEntry:

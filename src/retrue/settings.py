@@ -115,7 +115,8 @@ class Steps:
     """Settings of the retraining workflow's data steps, `gate_…` those of the gate's rules.
 
     `search_trials`, `search_hours` (of machines) and `search_cost` bound a search, `search_at_once` its trainings side
-    by side. The cost counts in the currency of `price_per_hour`; 0 is no bound and no price.
+    by side. The cost counts in the currency of `price_per_hour`; 0 is no bound and no price. `train_instance`,
+    `train_nodes` and `train_spot` say which machines train, `train_wait_seconds` how long a spot training may wait.
     """
 
     bucket: str
@@ -127,6 +128,10 @@ class Steps:
     encoder: str = "minilm-l6-distilbert"
     train_backend: str = "worker"
     train_seconds: int = 86_400
+    train_instance: str = "ml.g5.xlarge"
+    train_nodes: int = 1
+    train_spot: bool = True
+    train_wait_seconds: int = 14_400
     train_settings: str = ""
     search_trials: int = 16
     search_at_once: int = 4

@@ -16,6 +16,7 @@ from retrue.search import TRAINING_SHARE
 from retrue.settings import Steps
 from retrue.wording import fold
 
+VOLUME_GB = 50  # of a training machine: its dataset, encoder, checkpoints and model
 TEST_SHARE = 0.25  # of labelled feedback: never trained on, always judged on
 
 
@@ -48,6 +49,9 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
     }
     hyperparameters = {name: str(value) for name, value in chosen.items()}
     channels = {"dataset": f"{lake.DATASETS}{name}/", "encoder": f"{lake.ENCODERS}{chosen['encoder_name']}/"}
+    # A spot instance is waited for, and taken up again, besides the time that the training takes.
+    longest = settings.train_seconds + settings.train_wait_seconds
+    waiting = {"MaxWaitTimeInSeconds": longest} if settings.train_spot else {}
     job = {
         "TrainingJobName": run,
         "HyperParameters": hyperparameters,
@@ -66,7 +70,13 @@ def snapshot(store: Lake, settings: Steps, run: str, request: dict[str, Any], no
         ],
         "OutputDataConfig": {"S3OutputPath": store.uri(lake.RUNS)},
         "CheckpointConfig": {"S3Uri": store.uri(f"{lake.RUNS}{run}/checkpoints/"), "LocalPath": "/opt/ml/checkpoints"},
-        "StoppingCondition": {"MaxRuntimeInSeconds": settings.train_seconds},
+        "ResourceConfig": {
+            "InstanceType": settings.train_instance,
+            "InstanceCount": settings.train_nodes,
+            "VolumeSizeInGB": VOLUME_GB,
+        },
+        "EnableManagedSpotTraining": settings.train_spot,
+        "StoppingCondition": {"MaxRuntimeInSeconds": settings.train_seconds, **waiting},
     }
     told = {"rows": len(feedback), "replaced": replaced, **left_out}
     return {"job": job, "backend": settings.train_backend, "dataset": name, "feedback": told}

@@ -119,6 +119,7 @@ def _answer(jobs: list[dict[str, Any]], rung: int, settings: Steps, artifacts: s
 def _jobs(store: Lake, run: str, job: dict[str, Any], found: Search) -> list[dict[str, Any]]:
     """The snapshot's job for each trial of the rung, which trains on to the rung's share within the rung's time."""
     seconds = found.plan.seconds[found.rung]
+    spare = job["StoppingCondition"]["MaxRuntimeInSeconds"] - seconds
     until = f"{found.plan.shares[found.rung]:.6f}"
     return [
         job
@@ -131,7 +132,7 @@ def _jobs(store: Lake, run: str, job: dict[str, Any], found: Search) -> list[dic
                 # The training counts its minutes since its very beginning.
                 "minutes": f"{(trial.seconds + seconds * search.TRAINING_SHARE) / 60:.2f}",
             },
-            "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
+            "StoppingCondition": {name: limit - spare for name, limit in job["StoppingCondition"].items()},
             "CheckpointConfig": {
                 **job["CheckpointConfig"],
                 "S3Uri": store.uri(f"{lake.RUNS}{run}/trials/{trial.name}/checkpoints/"),

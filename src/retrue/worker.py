@@ -39,6 +39,8 @@ POLL_SECONDS = 0.2
 LAST_SECONDS = 5.0  # for the last lines of a program that has ended
 AWAY = (Unreachable, HTTPClientError)  # a network that is away for a moment ends no work of hours
 
+TRAIN = "train"  # the word that SageMaker appends to the image's entry point
+
 PROGRESS = re.compile(r"progress (\d(?:\.\d+)?) (.*)")
 PROGRESS_SECONDS = 1.0
 
@@ -260,19 +262,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def main(program: Path, environ: Mapping[str, str]) -> None:
-    """What the training image starts: a job that AWS Batch hands on, or else the program, as SageMaker wants it."""
-    handed = environ.get("TRAINING_REQUEST")
-    if handed is None:
+def main(program: Path, environ: Mapping[str, str], asked: str = TRAIN) -> None:
+    """What the training image starts: the request that AWS Batch hands on, or the program, as SageMaker wants it."""
+    if asked == TRAIN:
         os.execv(sys.executable, [sys.executable, str(program)])  # noqa: S606 - the same interpreter, no shell
     # As the first process of a container it would not hear SIGTERM without a handler. SystemExit runs the finally
     # clauses, which let the program write a last checkpoint and send it away; Batch then starts the next attempt.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    request = json.loads(handed)
+    request = json.loads(asked)
     bucket, _ = lake.split_uri(request["OutputDataConfig"]["S3OutputPath"])
     leads = environ.get("AWS_BATCH_JOB_NODE_INDEX") == environ.get("AWS_BATCH_JOB_MAIN_NODE_INDEX")
     run(Lake(bucket), request, program, lambda: True, lambda line: print(line, flush=True), leads=leads)  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), os.environ)
+    main(Path(sys.argv[1]), os.environ, *sys.argv[2:])

@@ -20,6 +20,7 @@ from retrue.records import TRIGGERS
 SOURCE = "retrue"
 REQUESTED, SUGGESTED, LABELS_WANTED = "retrain.requested", "retrain.suggested", "labels.wanted"
 CAUSE = 4_000  # characters of a failure; a search keeps those of all its trials in one state of 256 kB
+UNFINISHED = {"RUNNING", "PENDING_REDRIVE"}
 GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}  # what a token is answered that nobody waits for
 
 
@@ -44,12 +45,11 @@ def run_of(execution: str) -> str:
     return "retrue-" + hashlib.sha256(execution.encode()).hexdigest()[:16]
 
 
-def begin(execution: str, oldest: str | None, request: dict[str, Any]) -> dict[str, Any]:
+def begin(execution: str, alone: bool, request: dict[str, Any]) -> dict[str, Any]:
     """Whether this execution may go on, the name of its run, and the request with a reason and a trigger in any case.
 
     BadInput where the trigger is none that the gate knows: better now than after the training.
     """
-    alone = oldest in (None, execution)
     whole = {"reason": "no reason given", "trigger": "person", **request}
     if whole["trigger"] not in TRIGGERS:
         raise BadInput(f"the request's trigger is none of {', '.join(TRIGGERS)}: name one, or leave it out")
@@ -68,6 +68,13 @@ class Workflow:
         pages = self.client.get_paginator("list_executions").paginate(stateMachineArn=self.arn, statusFilter="RUNNING")
         running = [(e["startDate"], e["executionArn"]) for page in pages for e in page["executions"]]
         return min(running)[1] if running else None
+
+    def is_running(self, execution: str) -> bool | None:
+        """Whether an execution has not ended; None where it is not known, since it is too new or too old."""
+        try:
+            return str(self.describe(execution)["status"]) in UNFINISHED
+        except self.client.exceptions.ExecutionDoesNotExist:
+            return None
 
     def executions(self, most: int = 20) -> list[dict[str, Any]]:
         """The newest executions, newest first: arn, status, start and stop."""

@@ -111,7 +111,7 @@ def test_a_run_goes_from_its_request_to_a_crowned_champion(
     machine = app.os.environ["STATE_MACHINE_ARN"]
     states = boto3.client("stepfunctions")
     execution = states.start_execution(stateMachineArn=machine, name="one")["executionArn"]
-    begun = steps(app, "begin", execution=execution, request=REQUEST)
+    begun = steps(app, "begin", execution=execution, input={"id": "event-1", "detail": REQUEST})
     assert (begun["alone"], begun["request"]) == (True, REQUEST)
 
     lake.upload_folder(tiny_dataset, f"datasets/{tiny_dataset.name}/")
@@ -207,7 +207,11 @@ def test_a_search_is_planned_from_the_settings_that_trainings_have(
     app: ModuleType, lake: Lake, log: io.StringIO
 ) -> None:
     search = {"kind": "grid", "space": {"learning_rate": [1e-4, 1e-3], "cut": ["head", "ends"]}, "trials": 4}
-    job = {"HyperParameters": {}, "CheckpointConfig": {"S3Uri": "", "LocalPath": "/opt/ml/checkpoints"}}
+    job = {
+        "HyperParameters": {},
+        "CheckpointConfig": {"S3Uri": "", "LocalPath": "/opt/ml/checkpoints"},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 14_400},
+    }
     training = steps(app, "plan", request={"search": search}, job=job)
     assert {one["HyperParameters"]["cut"] for one in training["jobs"]} == {"head", "ends"}
     (told,) = logged(log)
@@ -220,18 +224,19 @@ def test_a_search_is_planned_from_the_settings_that_trainings_have(
 def test_a_second_run_is_not_alone(app: ModuleType, lake: Lake) -> None:
     states, machine = boto3.client("stepfunctions"), app.os.environ["STATE_MACHINE_ARN"]
     first = states.start_execution(stateMachineArn=machine, name="one")["executionArn"]
-    assert not steps(app, "begin", execution=first + "-other", request={})["alone"]
+    assert steps(app, "begin", execution=first, input={"detail": {}})["alone"]
+    assert not steps(app, "begin", execution=first + "-other", input={"detail": {}})["alone"]
     states.stop_execution(executionArn=first)
-    assert steps(app, "begin", execution=first + "-other", request={})["alone"]
+    assert steps(app, "begin", execution=first + "-other", input={"detail": {}})["alone"]
 
 
 def test_a_run_that_failed_is_written_down(app: ModuleType, lake: Lake, log: io.StringIO) -> None:
     error = {"Error": "NotFound", "Cause": json.dumps({"errorMessage": "there is nothing under s3://x/"})}
-    entry = release(app, "fail", execution="arn:one", error=error)
-    assert (entry["action"], entry["reason"]) == ("failed", "NotFound: there is nothing under s3://x/")
+    told = release(app, "fail", execution="arn:one", state={"error": error})
+    assert told == {"action": "failed", "reason": "NotFound: there is nothing under s3://x/"}
     (kept,) = lake.ledger()
     assert (kept.action, kept.model, kept.previous_version) == ("failed", None, "1")
-    assert logged(log)[0]["reason"] == entry["reason"]
+    assert logged(log)[0]["reason"] == told["reason"]
 
 
 def test_without_a_server_candidates_are_not_registered(

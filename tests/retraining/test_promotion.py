@@ -240,7 +240,7 @@ def test_a_harmful_version_is_withdrawn_and_that_is_written_down(canary: Canary,
 
 def test_a_failed_run_leaves_no_share_to_its_version(canary: Canary, lake: Lake, release: Release) -> None:
     canary.look(1)
-    promotion.fail(lake, release, EXECUTION, {}, NOW)
+    promotion.fail(lake, release, EXECUTION, {"error": {}}, NOW)
     assert weights(release) == {}
 
 
@@ -329,11 +329,61 @@ def test_a_rejection_is_written_down_and_moves_nothing(lake: Lake, release: Rele
 def test_a_failure_is_written_down_with_its_own_words(
     lake: Lake, release: Release, error: dict[str, Any], reason: str
 ) -> None:
-    entry = promotion.fail(lake, release, EXECUTION, error, NOW)
-    assert lake.ledger() == [entry]
+    told = promotion.fail(lake, release, EXECUTION, {"error": error}, NOW)
+    (entry,) = lake.ledger()
+    assert told == {"action": "failed", "reason": reason}
     assert (entry.action, entry.model, entry.reason, entry.previous_version) == ("failed", None, reason, "1")
     assert entry.run == run_of(EXECUTION)
     assert serving(release) == ("1", "none")
+
+
+def published(store: Lake, release: Release) -> dict[str, Any]:
+    """The state of a run that has published model bbb where aaa serves."""
+    served(store, release, "aaa", 1)
+    store.put(f"models/bbb/{artifact.MANIFEST}", b"{}")
+    candidate = {"model": "bbb", "reason": "better", "evidence": {"rows": 40}}
+    return {
+        "run": "run-2",
+        "request": REQUEST,
+        "candidate": candidate,
+        "release": promotion.publish(store, release, "bbb", "run-2"),
+        "watched": {"shared": {"on": False, "live": release.live_version()}},
+        "error": {"Error": "States.Timeout", "Cause": "it took too long"},
+    }
+
+
+def test_a_run_that_published_and_moved_nothing_has_failed(lake: Lake, release: Release) -> None:
+    state = published(lake, release)
+    told = promotion.fail(lake, release, EXECUTION, state, NOW + 2)
+    assert told == {"action": "failed", "reason": "States.Timeout: it took too long"}
+    assert [entry.action for entry in lake.ledger()] == ["promoted", "failed"]
+    assert serving(release) == (state["watched"]["shared"]["live"], "aaa")
+
+
+def test_what_a_promotion_left_undone_when_the_alias_had_moved_is_done(lake: Lake, release: Release) -> None:
+    state = published(lake, release)
+    version, previous = state["release"]["version"], state["watched"]["shared"]["live"]
+    release.client.update_alias(FunctionName="predict", Name="live", FunctionVersion=version)
+    told = promotion.fail(lake, release, EXECUTION, state, NOW + 2)
+    assert told["action"] == "promoted"
+    assert told["reason"] == f"version {version} serves, and after that came States.Timeout: it took too long"
+    assert serving(release) == (version, "bbb")
+    entry = lake.ledger()[-1]
+    assert (entry.action, entry.version, entry.run) == ("promoted", version, "run-2")
+    assert (entry.previous_version, entry.previous_model) == (previous, "aaa")
+    assert entry.evidence == {"rows": 40}
+    assert back(lake, release, 3).version == previous
+
+
+def test_an_error_after_a_promotion_was_written_down_changes_nothing_about_it(lake: Lake, release: Release) -> None:
+    state = published(lake, release)
+    versions = (state["release"]["version"], state["watched"]["shared"]["live"])
+    promotion.promote(lake, release, state["run"], state["request"], state["candidate"], *versions, NOW + 2)
+    before = lake.ledger()
+    told = promotion.fail(lake, release, EXECUTION, {**state, "promoted": {"StatusCode": 200}}, NOW + 3)
+    assert told["action"] == "promoted"
+    assert lake.ledger() == before
+    assert serving(release) == (state["release"]["version"], "bbb")
 
 
 # rolling back
@@ -386,7 +436,9 @@ def test_a_version_that_was_left_can_be_named_and_what_was_left_for_it_stays_lef
 
 def test_a_promotion_that_was_retried_counts_once(lake: Lake, release: Release) -> None:
     first, second = served(lake, release, "aaa", 1), served(lake, release, "bbb", 2)
-    promotion.promote(lake, release, "run-2", REQUEST, {"model": "bbb", "reason": "better"}, second, first, NOW + 3)
+    candidate = {"model": "bbb", "reason": "better"}
+    entry = promotion.promote(lake, release, "run-2", REQUEST, candidate, second, first, NOW + 3)
+    assert (entry.previous_version, entry.previous_model) == (first, "aaa")
     assert back(lake, release, 4).version == first
 
 
@@ -394,7 +446,7 @@ def test_rejections_and_failures_between_change_no_way_back(lake: Lake, release:
     first = served(lake, release, "aaa", 1)
     served(lake, release, "bbb", 2)
     promotion.reject(lake, release, "run-3", REQUEST, {"model": "ccc", "reason": "worse"}, NOW + 3)
-    promotion.fail(lake, release, EXECUTION, {}, NOW + 4)
+    promotion.fail(lake, release, EXECUTION, {"error": {}}, NOW + 4)
     assert back(lake, release, 5).version == first
 
 

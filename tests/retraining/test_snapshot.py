@@ -70,7 +70,9 @@ def test_without_feedback_the_base_set_is_used_as_it_is(lake: Lake, tmp_path: Pa
     assert job["TrainingJobName"] == "retrue-1"
     minutes = job["StoppingCondition"]["MaxRuntimeInSeconds"] / 60
     assert job["HyperParameters"] == {"encoder_name": "minilm-l6-distilbert", "minutes": str(minutes * 0.8)}
-    assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 3_600}
+    assert job["EnableManagedSpotTraining"] is True
+    assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 3_600, "MaxWaitTimeInSeconds": 18_000}
+    assert job["ResourceConfig"]["InstanceCount"] == 1
     assert job["OutputDataConfig"] == {"S3OutputPath": "s3://retrue-test/runs/"}
     channels = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in job["InputDataConfig"]}
     assert channels == {
@@ -101,11 +103,21 @@ def test_the_job_is_one_that_sagemaker_takes(lake: Lake, tmp_path: Path) -> None
     # What the workflow's state adds to it.
     rest = {
         "AlgorithmSpecification": {"TrainingImage": "image", "TrainingInputMode": "File"},
-        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50},
         "RoleArn": "arn:aws:iam::123456789012:role/retrue-test-train",
     }
     model = boto3.client("sagemaker").meta.service_model.operation_model("CreateTrainingJob")
     validate_parameters({**job, **rest}, model.input_shape)
+
+
+def test_on_demand_nothing_is_waited_for_and_as_many_nodes_train_as_are_asked_for(lake: Lake, tmp_path: Path) -> None:
+    base_of(lake, tmp_path)
+    job = snapshot(lake, train_spot=False, train_nodes=2, train_instance="ml.p4d.24xlarge", train_seconds=60)["job"]
+    assert job["EnableManagedSpotTraining"] is False
+    assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 60}
+    assert job["ResourceConfig"] == {"InstanceType": "ml.p4d.24xlarge", "InstanceCount": 2, "VolumeSizeInGB": 50}
+    # Every node gets the whole dataset and the encoder, and takes up the same checkpoint.
+    for channel in job["InputDataConfig"]:
+        assert channel["DataSource"]["S3DataSource"]["S3DataDistributionType"] == "FullyReplicated"
 
 
 def test_labelled_texts_join_the_base_set(lake: Lake, tmp_path: Path) -> None:

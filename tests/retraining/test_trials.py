@@ -19,7 +19,7 @@ JOB: dict[str, Any] = {
     "HyperParameters": {"encoder_name": "tiny", "epochs": "3"},
     "InputDataConfig": [],
     "OutputDataConfig": {"S3OutputPath": "s3://retrue-test/runs/"},
-    "StoppingCondition": {"MaxRuntimeInSeconds": 14_400},
+    "StoppingCondition": {"MaxRuntimeInSeconds": 14_400, "MaxWaitTimeInSeconds": 18_000},
     "CheckpointConfig": {"S3Uri": f"s3://retrue-test/runs/{RUN}/checkpoints/", "LocalPath": "/opt/ml/checkpoints"},
 }
 SEARCH = {"kind": "random", "space": {"learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 9, "seed": 7}
@@ -115,6 +115,8 @@ def test_a_search_begins_with_a_job_for_each_trial_that_differs_in_its_own_thing
         chosen = job["HyperParameters"]
         assert (chosen["encoder_name"], chosen["epochs"], chosen["until"]) == ("tiny", "3", "0.111111")
         assert float(chosen["minutes"]) * 60 < job["StoppingCondition"]["MaxRuntimeInSeconds"]
+        waits = job["StoppingCondition"]["MaxWaitTimeInSeconds"] - job["StoppingCondition"]["MaxRuntimeInSeconds"]
+        assert waits == 3_600
         assert len(job["TrainingJobName"]) <= 63
         assert all(isinstance(value, str) for value in chosen.values())
     assert len({job["HyperParameters"]["learning_rate"] for job in answer["jobs"]}) == 9
