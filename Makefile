@@ -31,7 +31,7 @@ check: .venv/ready .venv-sam/ready .venv-checkov/ready
 	.venv-sam/bin/statelint --yaml --ignore=URI infra/retrain.asl.yaml
 	.venv-sam/bin/python infra/definition.py | .venv-sam/bin/cfn-lint
 	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
-	.venv-checkov/bin/checkov --framework cloudformation --file template.yaml --skip-download --compact --quiet
+	.venv-checkov/bin/checkov --framework cloudformation --file template.yaml infra/training.yaml --skip-download --compact --quiet
 
 bench-train: .venv/ready .venv-bench/ready
 	.venv/bin/python benchmarks/train.py

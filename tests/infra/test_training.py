@@ -25,6 +25,7 @@ FREE = {
     "AWS::EC2::Route", "AWS::EC2::Subnet", "AWS::EC2::SubnetRouteTableAssociation", "AWS::EC2::VPCEndpoint",
     "AWS::EC2::SecurityGroup", "AWS::EC2::SecurityGroupIngress", "AWS::EC2::SecurityGroupEgress",
     "AWS::EC2::PlacementGroup", "AWS::EC2::LaunchTemplate", "AWS::IAM::Role", "AWS::IAM::InstanceProfile",
+    "AWS::IAM::RolePolicy",
     "AWS::Logs::LogGroup", "AWS::Batch::ComputeEnvironment", "AWS::Batch::JobQueue", "AWS::Batch::JobDefinition",
 }  # fmt: skip
 # Actions that IAM knows no resource for.
@@ -39,7 +40,12 @@ def resolved(value: Any, given: dict[str, str]) -> Any:
     """A part of the template with these parameters; what other resources are called is a text with their name."""
     values = {**DEFAULTS, **GIVEN, **given}
     several = values["Nodes"] != "1"
-    conditions = {"UsesSpot": values["Spot"] == "true", "HasSeveralNodes": several, "HasOneNode": not several}
+    conditions = {
+        "UsesSpot": values["Spot"] == "true",
+        "UsesKey": values["KeyArn"] != "none",
+        "HasSeveralNodes": several,
+        "HasOneNode": not several,
+    }
 
     def walk(part: Any) -> Any:
         match part:
@@ -173,7 +179,7 @@ def test_a_job_may_do_in_the_lake_what_sagemaker_may() -> None:
 
 def test_the_main_template_gives_every_parameter_that_has_its_own_default_there() -> None:
     given = MAIN["Resources"]["Training"]["Properties"]["Parameters"]
-    assert set(TEMPLATE["Parameters"]) - set(given) == {"LogDays"}
+    assert set(TEMPLATE["Parameters"]) == set(given)
     for name, value in given.items():
         if "Ref" in value and name in DEFAULTS:
             own = MAIN["Parameters"][value["Ref"]]
