@@ -13,6 +13,7 @@ for pair in predict:predict/requirements.txt batch:batch/requirements.txt monito
 done
 compile locks/cloud.in -o locks/cloud.txt
 compile locks/sam.in -o locks/sam.txt
+compile locks/images.in -o locks/images.txt
 compile --no-deps locks/bench.in -o locks/bench.txt
 compile locks/bench-evidently.in -o locks/bench-evidently.txt
 compile --no-emit-package nvidia-nccl-cu12 locks/bench-nannyml.in -o locks/bench-nannyml.txt # 300 MB for several GPUs
