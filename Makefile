@@ -5,7 +5,8 @@ PORT ?= 4566
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) install
 
-IMAGES ?= predict batch monitor train job
+# The training image (job) is several gigabytes with CUDA.
+export IMAGES ?= predict batch monitor train job
 
 .PHONY: up down logs test check base images test-images bench-train bench-drift lock openapi clean
 

@@ -67,7 +67,7 @@ class Engine:
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """Root inside a container may not raise limits as podman does by default, so it gets a configuration for that."""
+        """Root inside a container may not raise limits as podman does by default, so podman is configured for that."""
         confined = os.geteuid() == 0 and not _capabilities() >> CAP_SYS_RESOURCE & 1
         own = {"CONTAINERS_CONF": str(PROJECT / "infra/containers.conf")} if confined else {}
         return own | os.environ
@@ -75,7 +75,8 @@ class Engine:
     def run(self, *words: str, quiet: bool = False) -> bool:
         """Whether the engine's command succeeds."""
         silent = subprocess.DEVNULL if quiet else None
-        return not subprocess.run([self.path, *words], env=self.environ, stdout=silent, stderr=silent).returncode
+        done = subprocess.run([self.path, *words], env=self.environ, stdout=silent, stderr=silent, check=False)
+        return done.returncode == 0
 
     def build(self, name: str, dockerfile: Path, context: Path, arguments: Mapping[str, str]) -> None:
         """Build one image; Unable where it fails."""
@@ -142,8 +143,8 @@ def _debian(archive: Path) -> None:
     if not program:
         raise Unable("the stand-in base needs mmdebstrap (apt-get install mmdebstrap)")
     options = [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
-    words = [program, "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}", *options, SUITE, str(archive)]
-    if subprocess.run(words).returncode:
+    words: list[str] = [program, "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}", *options]
+    if subprocess.run([*words, SUITE, str(archive)], check=False).returncode:
         raise Unable("mmdebstrap could not make the stand-in's file system")
 
 
@@ -151,7 +152,8 @@ def _interpreter(version: str) -> Path:
     """The prefix of an interpreter of this machine that stands in a folder of its own."""
     shims = [found] if (found := shutil.which(f"python{version}")) else []
     for path in [*shims, *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"), reverse=True)]:
-        asked = subprocess.run([path, "-c", "import sys; print(sys.base_prefix)"], capture_output=True, text=True)
+        words = [path, "-c", "import sys; print(sys.base_prefix)"]
+        asked = subprocess.run(words, capture_output=True, text=True, check=False)
         if asked.returncode == 0 and asked.stdout.strip() != "/usr":
             return Path(asked.stdout.strip())
     raise Unable(f"the stand-in base needs a python{version} of this machine's, from pyenv or under /usr/local")
@@ -159,10 +161,14 @@ def _interpreter(version: str) -> Path:
 
 def _python(version: str, archive: Path) -> None:
     """The interpreter where the public image has it, under /usr/local, and without tests and byte code as there."""
-    prefix, library = _interpreter(version), f"lib/python{version}"
+    prefix = _interpreter(version)
     with tarfile.open(archive, "w") as tar:
-        for path in [f"bin/python{version}", library, *(p.relative_to(prefix) for p in prefix.glob("lib/libpython*.so*"))]:
-            tar.add(prefix / path, f"usr/local/{path}", filter=_slim)
+        for path in [
+            prefix / f"bin/python{version}",
+            prefix / f"lib/python{version}",
+            *prefix.glob("lib/libpython*.so*"),
+        ]:
+            tar.add(path, f"usr/local/{path.relative_to(prefix)}", filter=_slim)
 
 
 def _slim(item: tarfile.TarInfo) -> tarfile.TarInfo | None:

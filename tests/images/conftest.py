@@ -4,7 +4,6 @@ import importlib.util
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -33,6 +32,7 @@ IMAGES = {name: Path(RESOURCES[name]["Metadata"]["Dockerfile"]).parent.name for 
 BUCKET, PARAMETER = "retrue-images", "/retrue/images/model"
 MB_OF_ONE_CPU = 1769  # Lambda gives CPU in the measure of memory
 LAMBDA_USER = "993:990"
+TMP = "/tmp"  # noqa: S108 - all that Lambda leaves to a function
 START_SECONDS = 120.0
 PEAK = """
 import os, re
@@ -121,9 +121,12 @@ def engine(images: ModuleType) -> Containers:
 
 @pytest.fixture(scope="session")
 def image(engine: Containers) -> Callable[[str], str]:
-    """Name of a built image."""
+    """Name of a built image; IMAGES says which there shall be."""
+    chosen = os.environ.get("IMAGES")
 
     def built(name: str) -> str:
+        if chosen is not None and name not in chosen.split():
+            pytest.skip(f"IMAGES leaves {name} out")
         if not engine.has(f"retrue-{name}"):
             without(f"the image retrue-{name} is not built: make base images")
         return f"retrue-{name}"
@@ -276,7 +279,7 @@ def start(
         cpus = min(memory / MB_OF_ONE_CPU, float(os.cpu_count() or 1))
         words = ["run", "--rm", "--name", name, "--network", "host", "--pull", "never"]
         words += ["--memory", f"{memory}m", "--memory-swap", f"{memory}m", "--cpus", f"{cpus:.2f}"]
-        words += ["--read-only", "--tmpfs", f"/tmp:size={disk}m,mode=1777", "--user", LAMBDA_USER]
+        words += ["--read-only", "--tmpfs", f"{TMP}:size={disk}m,mode=1777", "--user", LAMBDA_USER]
         words += ["--cap-drop", "all", "--security-opt", "no-new-privileges"]
         for key, value in environ.items():
             words += ["--env", f"{key}={value}"]
@@ -305,16 +308,3 @@ def report(engine: Containers) -> Iterator[dict[str, dict[str, str]]]:
         lines += [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
         REPORT.mkdir(parents=True, exist_ok=True)
         (REPORT / "report.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-
-# DEV-ONLY
-@pytest.fixture(scope="session")
-def tiny_model() -> Path:
-    return Path("/tmp/img/fx/model")
-
-@pytest.fixture(scope="session")
-def tiny_dataset() -> Path:
-    return Path("/tmp/img/fx/datasets/ec06cb8f1f7f")
-
-@pytest.fixture(scope="session")
-def tiny_encoder() -> Path:
-    return Path("/tmp/img/fx/encoder")

@@ -1,4 +1,4 @@
-"""Each function in its image, asked as Lambda asks: a real event, a real model, and no more rights than Lambda gives."""
+"""Each function in its image, with a real event, a real model, and no more than what Lambda would give it."""
 
 import io
 import json
@@ -29,10 +29,13 @@ def asked(logical: str, world: Any, model: Path) -> tuple[dict[str, Any], Callab
     """A real event for a function, and what must be true of its answer."""
     match logical:
         case "PredictFunction":
-            return event("api-predict-one"), lambda answer: (
-                answer["statusCode"] == 200
-                and json.loads(answer["body"])["model"] == world.model
-                and next(world.lake.keys(CAPTURE))
+            return (
+                event("api-predict-one"),
+                lambda answer: (
+                    answer["statusCode"] == 200
+                    and json.loads(answer["body"])["model"] == world.model
+                    and next(world.lake.keys(CAPTURE))
+                ),
             )
         case "BatchFunction":
             dropped = event("s3-object-created")
@@ -47,11 +50,9 @@ def asked(logical: str, world: Any, model: Path) -> tuple[dict[str, Any], Callab
                 for path in sorted(model.iterdir()):
                     archive.add(path, path.name)
             world.lake.put(key, body.getvalue())
-            request = {"trigger": "person", "reason": "a test"}
+            about = {"step": "evaluate", "run": RUN, "request": {"trigger": "person", "reason": "a test"}}
             wish = {"artifacts": world.lake.uri(key), "dataset": world.dataset, "feedback": {"rows": 0}}
-            return {"step": "evaluate", "run": RUN, "request": request, **wish}, lambda answer: (
-                answer["model"] == world.model and answer["promote"] is False
-            )
+            return about | wish, lambda answer: (answer["model"], answer["promote"]) == (world.model, False)
         case "ReleaseFunction":
             failed = {"step": "fail", "execution": "arn:one", "error": {"Error": "Test", "Cause": "{}"}}
             return failed, lambda answer: (answer["action"], answer["previous_version"]) == ("failed", "1")

@@ -32,9 +32,7 @@ def built(
     image("predict")  # its layers, so that nothing is fetched twice
     folder = tmp_path_factory.mktemp("sam") / "build"
     words = [sam / "sam", "build", "PredictFunction", "--build-dir", folder]
-    done = subprocess.run(
-        words, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    done = subprocess.run(words, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return folder
 
