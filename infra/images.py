@@ -152,7 +152,7 @@ def _interpreter(version: str) -> Path:
     """The prefix of an interpreter of this machine that stands in a folder of its own."""
     shims = [found] if (found := shutil.which(f"python{version}")) else []
     for path in [*shims, *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"), reverse=True)]:
-        words = [path, "-c", "import sys; print(sys.base_prefix)"]
+        words = [str(path), "-c", "import sys; print(sys.base_prefix)"]
         asked = subprocess.run(words, capture_output=True, text=True, check=False)
         if asked.returncode == 0 and asked.stdout.strip() != "/usr":
             return Path(asked.stdout.strip())
