@@ -193,7 +193,10 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_dataset: Path) -> Iterator[World]:
+def world(
+    engine: Containers, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_dataset: Path
+) -> Iterator[World]:
+    """The engine comes first: without one there is no use in a model."""
     home, port = Home(tmp_path_factory.mktemp("cloud")), free_port()
     process = cloud.start(home, PROJECT / ".venv-cloud/bin/python", port)
     try:
@@ -302,9 +305,10 @@ def report(engine: Containers) -> Iterator[dict[str, dict[str, str]]]:
     """What the tests measured of each function: {row: {column: value}}; written down when they end."""
     rows: dict[str, dict[str, str]] = {}
     yield rows
-    if rows:
-        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines = [["", *columns], ["---"] * (len(columns) + 1)]
-        lines += [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
+    lines: list[list[str]] = []
+    for columns in dict.fromkeys(tuple(row) for row in rows.values()):
+        lines += [["", *columns], ["---"] * (len(columns) + 1)]
+        lines += [[name, *row.values()] for name, row in rows.items() if tuple(row) == columns] + [[]]
+    if lines:
         REPORT.mkdir(parents=True, exist_ok=True)
-        (REPORT / "report.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+        (REPORT / "report.md").write_text("".join(f"| {' | '.join(line)} |\n" if line else "\n" for line in lines))

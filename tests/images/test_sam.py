@@ -5,7 +5,6 @@ is a model; predictions by the same image are in test_functions.py.
 """
 
 import json
-import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -51,7 +50,7 @@ def api(environ: dict[str, str], sam: Path, built: Path, free_port: Any, wait: A
         assert process.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(60)
 
 
