@@ -5,7 +5,10 @@ PORT ?= 4566
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) install
 
-.PHONY: up down logs test check bench-train bench-drift lock openapi clean
+# The training image (job) is several gigabytes with CUDA.
+export IMAGES ?= predict batch monitor train job
+
+.PHONY: up down logs test check base images test-images bench-train bench-drift lock openapi clean
 
 up: .venv/ready .venv-cloud/ready
 	@.venv/bin/retrue up --port $(PORT)
@@ -33,6 +36,18 @@ check: .venv/ready .venv-sam/ready .venv-checkov/ready
 	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
 	.venv-checkov/bin/checkov --framework cloudformation --file template.yaml infra/training.yaml --skip-download --compact --quiet
 
+# With whatever engine there is; PYTHON_VERSION and BASE_IMAGE are the Dockerfiles' arguments.
+base:
+	$(PYTHON) infra/images.py base
+
+images:
+	$(PYTHON) infra/images.py build $(IMAGES)
+
+test-images: .venv/ready .venv-cloud/ready .venv-sam/ready .venv-images/ready
+	.venv-images/bin/hadolint --failure-threshold warning functions/*/Dockerfile*
+	.venv/bin/python -m pytest tests/images
+	@cat dist/images/report.md
+
 bench-train: .venv/ready .venv-bench/ready
 	.venv/bin/python benchmarks/train.py
 
@@ -48,7 +63,7 @@ lock:
 	./locks/relock.sh
 
 clean: down
-	rm -rf .venv .venv-cloud .venv-sam .venv-checkov .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
+	rm -rf .venv .venv-cloud .venv-sam .venv-checkov .venv-images .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
 
 # Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages. A CPU build finds all that
 # it needs installed already; a GPU build fetches its own.
@@ -94,4 +109,10 @@ clean: down
 	@echo "installing the template's checkers into .venv-sam"
 	@.venv-sam/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-sam
 	@.venv-sam/$(PIP) --require-hashes --no-deps -r locks/sam.txt
+	@touch $@
+
+.venv-images/ready: locks/images.txt
+	@echo "installing what looks at the images into .venv-images"
+	@.venv-images/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-images
+	@.venv-images/$(PIP) --require-hashes --no-deps -r locks/images.txt
 	@touch $@

@@ -14,6 +14,7 @@ done
 compile locks/checkov.in -o locks/checkov.txt
 compile locks/cloud.in -o locks/cloud.txt
 compile locks/sam.in -o locks/sam.txt
+compile locks/images.in -o locks/images.txt
 compile --no-deps locks/bench.in -o locks/bench.txt
 compile locks/bench-evidently.in -o locks/bench-evidently.txt
 compile --no-emit-package nvidia-nccl-cu12 locks/bench-nannyml.in -o locks/bench-nannyml.txt # 300 MB for several GPUs

@@ -117,7 +117,7 @@ def test_only_syntax_that_every_builder_knows_is_used(dockerfile: str) -> None:
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_onnxruntime_sends_nothing_home_from_the_image(dockerfile: str) -> None:
     last_stage = instructions(dockerfile)
-    starts = [k for k, (name, _) in enumerate(last_stage) if name == "FROM"]
+    starts = [k for k, (name, rest) in enumerate(last_stage) if name == "FROM" and rest.startswith("${BASE_IMAGE}")]
     variables = " ".join(rest for name, rest in last_stage[starts[-1] :] if name == "ENV")
     assert "ORT_DISABLE_TELEMETRY=1" in variables.split()
 
@@ -126,7 +126,8 @@ def test_onnxruntime_sends_nothing_home_from_the_image(dockerfile: str) -> None:
 def test_the_base_image_can_be_chosen_for_every_stage(dockerfile: str) -> None:
     found = instructions(dockerfile)
     assert [rest.partition("=")[0] for name, rest in found if name == "ARG"][:2] == ["PYTHON_VERSION", "BASE_IMAGE"]
-    assert {rest.split()[0] for name, rest in found if name == "FROM"} == {"${BASE_IMAGE}"}
+    stages = {rest.split()[0] for name, rest in found if name == "FROM"}
+    assert stages - {"function"} == {"${BASE_IMAGE}"}
 
 
 @pytest.mark.parametrize("dockerfile", [name for name in DOCKERFILES if name != JOB])
@@ -141,6 +142,16 @@ def test_an_image_starts_the_handler_of_the_template_and_not_as_root(dockerfile:
     assert json.loads(found["CMD"]) in commands
     assert json.loads(found["ENTRYPOINT"]) == ["python", "-m", "awslambdaric"]
     assert found["USER"] == "nobody"
+
+
+def test_the_template_takes_the_stage_to_which_sam_local_can_add() -> None:
+    for dockerfile in set(DOCKERFILES) - {JOB}:
+        stages = [rest for name, rest in instructions(dockerfile) if name == "FROM"]
+        assert stages[-2:] == ["${BASE_IMAGE} AS function", "function"]
+        assert [name for name, _ in instructions(dockerfile)][-2:] == ["FROM", "USER"]
+    template = localize.read(PROJECT / "template.yaml")
+    metadata = [r["Metadata"] for r in template["Resources"].values() if "Dockerfile" in r.get("Metadata", {})]
+    assert {each["DockerBuildTarget"] for each in metadata} == {"function"}
 
 
 def test_every_function_of_the_template_has_an_image() -> None:
