@@ -342,6 +342,8 @@ def _shown(sketch: Floats) -> dict[str, list[float]]:
 
 def _at(n: int | NDArray[np.int64], sizes: NDArray[np.int64], table: Floats) -> NDArray[np.float64]:
     """A null table's row for windows of n, or a row for each n; linear in log n between the calibrated sizes."""
-    columns = table.reshape(len(sizes), -1).T
-    found = np.array([np.interp(np.log(n), np.log(sizes), column) for column in columns])
-    return found.T.reshape((*np.shape(n), *table.shape[1:]))
+    place = np.interp(np.log(n), np.log(sizes), np.arange(len(sizes)))
+    low = np.floor(place).astype(np.intp)
+    high = np.minimum(low + 1, len(sizes) - 1)
+    share = (place - low).reshape(np.shape(n) + (1,) * (table.ndim - 1))
+    return np.asarray(table[low] + share * (table[high] - table[low]), dtype=np.float64)
