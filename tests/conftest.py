@@ -193,12 +193,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 
 @pytest.fixture(scope="session")
-def stack(home: Home) -> Stack:
+def calls(home: Home) -> Path:
+    """What the functions of the local stack call of AWS, a line each (tests/recorder)."""
+    file = home.root / "calls.jsonl"
+    file.touch()
+    return file
+
+
+@pytest.fixture(scope="session")
+def stack(home: Home, calls: Path) -> Stack:
     """The project's own template on a local cloud, at first without a model."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    found = deployed(home, port)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RETRUE_CALLS", str(calls))
+        patched.setenv("PYTHONPATH", str(PROJECT / "tests/recorder"))
+        found = deployed(home, port)
     machine.provide(home, found, print)
     return found
 

@@ -132,7 +132,7 @@ def test_an_example_with_an_option_that_does_not_exist_would_be_found() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
 def test_the_pages_show_only_commands_that_exist(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    targets = set(re.findall(r"^(\w+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     for words in shown(page):
         for word in words:
             if re.search(r"\.(csv|gz|parquet|yaml)$", word):

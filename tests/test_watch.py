@@ -454,6 +454,7 @@ def test_what_is_not_known_is_not_published(
         Metric.LABELS_WANTED: 0.0,
         Metric.HEARTBEAT: 1.0,
         Metric.MODEL_AGE_HOURS: pytest.approx(model_hours(classifier)),
+        Metric.LABEL_AGE_HOURS: pytest.approx(model_hours(classifier)),
     }
     write(lake, usual)
     lake.write_labels(truths(usual[:40], wrong=4))
@@ -464,7 +465,7 @@ def test_what_is_not_known_is_not_published(
     assert values[Metric.DRIFT_FIRED] == 0
     assert values[Metric.DRIFT_DISTANCE] == report["drift"]["distance"]
     assert values[Metric.CHECK_AGE_HOURS] == pytest.approx(3)
-    assert values.keys() == {*Metric} - {Metric.JOB_ROWS, Metric.JOB_REJECTED}
+    assert values.keys() == {*Metric} - {Metric.JOB_ROWS, Metric.JOB_REJECTED, Metric.FAILED_REQUESTS}
 
 
 def test_before_the_first_model_the_monitor_is_alive_and_says_so(

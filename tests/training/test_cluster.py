@@ -17,7 +17,9 @@ SETTINGS = Settings(learning_rate=3e-3, epochs=2, batch_size=15, max_tokens=32, 
 PROGRAM = """
 import os, sys
 from pathlib import Path
+import torch
 from retrue.training import finetune
+torch.cpu._is_avx512_bf16_supported = lambda: False
 from retrue.training.settings import Settings
 encoder, dataset, out = map(Path, sys.argv[1:4])
 result = finetune.finetune(encoder, dataset, Settings(**eval(sys.argv[4])), out, cache=out.parent / "tokens")
@@ -65,7 +67,9 @@ def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch: pytest.M
     assert ended == ["destroyed"]
 
 
-def test_two_processes_learn_what_one_learns(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(
+    tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path, fp32: None
+) -> None:
     folder = tmp_path / "encoder"
     shutil.copytree(tiny_encoder, folder)
     config = json.loads((folder / "config.json").read_text())

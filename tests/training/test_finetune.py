@@ -214,7 +214,9 @@ def test_checkpoints_are_written_while_the_training_goes_on(
     assert seen == [True] * 8
 
 
-def test_passes_under_a_budget_add_up_to_the_same_step(tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_passes_under_a_budget_add_up_to_the_same_step(
+    tiny_encoder: Path, tiny_dataset: Path, tmp_path: Path, fp32: None
+) -> None:
     # Without dropout of the head, the only difference is the order of sums.
     folder = tmp_path / "encoder"
     shutil.copytree(tiny_encoder, folder)

@@ -18,7 +18,7 @@ import yaml
 from retrue.errors import StackError
 
 BOOTSTRAP = """#!/bin/sh
-export PYTHONPATH="$LAMBDA_TASK_ROOT"
+export PYTHONPATH="$LAMBDA_TASK_ROOT${{PYTHONPATH:+:$PYTHONPATH}}"
 cd "$LAMBDA_TASK_ROOT"
 exec {python} -m awslambdaric "$_HANDLER"
 """
