@@ -54,8 +54,9 @@ def asked(logical: str, world: Any, model: Path) -> tuple[dict[str, Any], Callab
             wish = {"artifacts": world.lake.uri(key), "dataset": world.dataset, "feedback": {"rows": 0}}
             return about | wish, lambda answer: (answer["model"], answer["promote"]) == (world.model, False)
         case "ReleaseFunction":
-            failed = {"step": "fail", "execution": "arn:one", "error": {"Error": "Test", "Cause": "{}"}}
-            return failed, lambda answer: (answer["action"], answer["previous_version"]) == ("failed", "1")
+            state = {"error": {"Error": "Test", "Cause": "{}"}}
+            failed = {"step": "fail", "execution": "arn:one", "state": state}
+            return failed, lambda answer: answer == {"action": "failed", "reason": "Test: {}"}
         case _:
             raise AssertionError(f"no event for {logical}")
 
