@@ -21,7 +21,7 @@ logs:
 
 # The local stack is the longest group, and is reached early in the order of the files.
 test: .venv/ready .venv-cloud/ready
-	.venv/bin/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready .venv-sam/ready .venv-checkov/ready
 	.venv/bin/ruff check .

@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from retrue.local import machine
 from retrue.local.home import Home, stop
 from retrue.stack import Stack
 
 PROJECT = Path(__file__).resolve().parents[1]
+ON_THE_STACK = {
+    "tests/local/test_api.py",
+    "tests/local/test_search.py",
+    "tests/local/test_turn.py",
+    "tests/test_loop.py",
+    "tests/test_simulated_days.py",
+    "tests/test_used_permissions.py",
+}
 os.environ.update(
     AWS_ACCESS_KEY_ID="testing",
     AWS_SECRET_ACCESS_KEY="testing",
@@ -29,11 +38,23 @@ os.environ.pop("AWS_PROFILE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+class Scheduling(LoadFileScheduling):
+    """Where tests run side by side, those of a file stay together, and so do the files that share the local stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "the local stack" if file in ON_THE_STACK else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of a file stay together, and so do all that share the one local stack."""
-    for item in items:
-        shared = "stack" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("stack" if shared else item.path.name))
+    using = {item.nodeid.split("::")[0] for item in items if "stack" in getattr(item, "fixturenames", ())}
+    if unknown := using - ON_THE_STACK:
+        raise pytest.UsageError(f"{', '.join(sorted(unknown))} share the local stack: name them in tests/conftest.py")
 
 
 @pytest.fixture(scope="session")
