@@ -10,7 +10,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoRegionError
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from moto import mock_aws
@@ -164,6 +164,15 @@ def test_versions_are_alike_that_differ_in_the_model_only(release: Release) -> N
     third = release.publish(FIRST, "three")
     assert not release.alike(first, third)
     assert not release.alike("99", third)
+
+
+def test_no_region_is_asked_for_where_the_clients_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a laptop without any configuration, whose local stack has clients of its own."""
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    with pytest.raises(NoRegionError):
+        boto3.Session().client("cloudwatch")
+    assert Release("predict", "live", PARAMETER, object(), object()).function == "predict"
 
 
 def test_calls_are_those_of_a_version_behind_the_alias_and_5xx_are_failures() -> None:

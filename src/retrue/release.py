@@ -34,7 +34,7 @@ class Release:
         self.function, self.alias, self.parameter = function, alias, parameter
         self.client = lambda_client if lambda_client is not None else boto3.client("lambda")
         self.ssm = ssm if ssm is not None else boto3.client("ssm")
-        self.cloudwatch = cloudwatch if cloudwatch is not None else boto3.client("cloudwatch")
+        self.cloudwatch = cloudwatch  # made when calls are counted, which few do
 
     def publish(self, model_uri: str, description: str) -> str:
         """Publish a version that serves this model with the newest code, and wait until it can be called.
@@ -160,7 +160,8 @@ class Release:
             for id, namespace, name, dimensions, stat, period in wanted
         ]
         start, end = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (since, until))
-        pages = self.cloudwatch.get_paginator("get_metric_data").paginate(
+        client = self.cloudwatch if self.cloudwatch is not None else boto3.client("cloudwatch")
+        pages = client.get_paginator("get_metric_data").paginate(
             MetricDataQueries=queries, StartTime=start, EndTime=end
         )
         values: dict[str, list[float]] = {id: [] for id, *_ in wanted}
