@@ -210,6 +210,19 @@ def test_a_stack_that_does_not_run_ends_with_1_and_the_remedy(run: Run, words: t
     assert told.err == "error: the local stack does not run: run `retrue up`, or name a deployed one (--stack)"
 
 
+def test_the_cost_of_a_month_is_told_in_parts_and_without_any_stack(run: Run) -> None:
+    told = run("cost", "--json", "--rps", "10", "--set", "SignModels=true")
+    bill = json.loads(told.out)
+    assert (told.code, bill["dollars"]) == (0, pytest.approx(sum(line["dollars"] for line in bill["lines"]), abs=0.01))
+    assert {line["what"] for line in bill["lines"]} > {"API Gateway", "keys"}
+    assert "dollars a month" in run("cost").out
+    wrong = run("cost", "--set", "SignedModels=true")
+    assert (wrong.code, wrong.err) == (
+        1,
+        "error: the template has no parameter SignedModels: docs/deploy.md lists them",
+    )
+
+
 def test_an_error_reaches_the_shell_without_a_traceback(tmp_path: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RETRUE_HOME": str(tmp_path)}
     words = [sys.executable, "-m", "retrue.cli", "status"]

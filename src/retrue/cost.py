@@ -21,10 +21,10 @@ METRIC, ALARM, DASHBOARD, LOG_GB = 0.30, 0.10, 3.00, 0.50  # CloudWatch
 KEY = 1.00  # KMS, a month
 IMAGE_GB_MONTH = 0.10  # ECR
 
-# What a deployment does, as it was measured or counted here.
+# What a deployment does. A record was measured on film reviews; the others are guesses, rather too high.
 RECORD = 330  # bytes of a prediction's record, compressed and batched
 LOGGED = 600  # bytes of log lines a request
-IMAGES_GB = 2.0  # of all images, compressed
+IMAGES_GB = 2.0  # of the functions' images as they are here; a registry compresses them
 CHECK_SECONDS = 10  # of the monitor
 STEP_SECONDS, TRANSITIONS = 600, 40  # of the data steps of one retraining, and its states
 KEPT_DAYS = 400
