@@ -31,7 +31,7 @@ check: .venv/ready .venv-sam/ready .venv-checkov/ready
 	.venv/bin/lint-imports
 	.venv/bin/python docs/openapi.py --check
 	.venv-sam/bin/cfn-lint template.yaml infra/training.yaml
-	.venv-sam/bin/statelint --yaml --ignore=URI infra/retrain.asl.yaml
+	.venv-sam/bin/statelint --yaml --ignore=URI infra/retrain.asl.yaml infra/scoring.asl.yaml
 	.venv-sam/bin/python infra/definition.py | .venv-sam/bin/cfn-lint
 	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 .venv-sam/bin/sam validate --lint
 	.venv-checkov/bin/checkov --framework cloudformation --file template.yaml infra/training.yaml --skip-download --compact --quiet

@@ -1,4 +1,4 @@
-"""Prints the workflow as a template that holds its definition.
+"""Prints the workflows as a template that holds their definitions.
 
 cfn-lint knows the schema of definitions, and looks at none that lies in a file of its own.
 """
@@ -6,17 +6,24 @@ cfn-lint knows the schema of definitions, and looks at none that lies in a file 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-SOURCE = (Path(__file__).parent / "retrain.asl.yaml").read_text()
 ACTIVITY = "arn:aws:states:us-east-1:123456789012:activity:train"  # has the form of every ARN that is asked for
 
-if __name__ == "__main__":
+
+def machine(path: Path) -> dict[str, Any]:
+    """A state machine with the definition in a file."""
+    source = path.read_text()
     properties = {
         "RoleArn": "arn:aws:iam::123456789012:role/retrain",
-        "Definition": yaml.safe_load(SOURCE),
-        "DefinitionSubstitutions": dict.fromkeys(re.findall(r"\$\{(\w+)\}", SOURCE), ACTIVITY),
+        "Definition": yaml.safe_load(source),
+        "DefinitionSubstitutions": dict.fromkeys(re.findall(r"\$\{(\w+)\}", source), ACTIVITY),
     }
-    retrain = {"Type": "AWS::StepFunctions::StateMachine", "Properties": properties}
-    print(json.dumps({"Resources": {"Retrain": retrain}}, indent=1))  # noqa: T201
+    return {"Type": "AWS::StepFunctions::StateMachine", "Properties": properties}
+
+
+if __name__ == "__main__":
+    found = sorted(Path(__file__).parent.glob("*.asl.yaml"))
+    print(json.dumps({"Resources": {path.name.split(".")[0].title(): machine(path) for path in found}}, indent=1))  # noqa: T201

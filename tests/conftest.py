@@ -245,5 +245,7 @@ def deployed(home: Home, port: int, **others: str) -> Stack:
     # 300 frozen rows show a loss of less than a point only of a model that is far better; and of two models that were
     # trained on so little one may be shipped as int8 and the other, several times as large and slow, as fp32.
     wide = {"GateMargin": "0.1", "GateSizeFactor": "5", "GateLatencyFactor": "5"}
-    parameters = {"TrainSettings": "epochs=1,max_tokens=128,batch_size=16,learning_rate=1e-4", **wide, **others}
+    few = {"BatchFileMegabytes": "0.1"}  # megabytes take minutes here
+    little = {"TrainSettings": "epochs=1,max_tokens=128,batch_size=16,learning_rate=1e-4"}
+    parameters = {**little, **wide, **few, **others}
     return machine.up(home, PROJECT, PROJECT / ".venv-cloud/bin/python", port, parameters, print)

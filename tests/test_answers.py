@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -189,6 +190,23 @@ def test_a_model_is_fetched_once(classifier: Classifier, lake: Lake, uri: str, t
         lake.s3.delete_object(Bucket="lake", Key=key)
     assert answers.fetch_model(lake, uri, tmp_path).score(TEXTS[0]).scores == classifier.score(TEXTS[0]).scores
     assert [path.name for path in tmp_path.iterdir()] == [classifier.model]
+
+
+def test_two_that_fetch_one_model_at_the_same_time_both_get_it(
+    lake: Lake, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = Lake.download_folder
+
+    def beaten(self: Lake, prefix: str, *more: Any) -> list[Path]:
+        found = fetch(self, prefix, *more)
+        with monkeypatch.context() as patched:
+            patched.setattr(Lake, "download_folder", fetch)
+            answers.fetch_model(lake, uri, tmp_path)
+        return found
+
+    monkeypatch.setattr(Lake, "download_folder", beaten)
+    model = answers.fetch_model(lake, uri, tmp_path).model
+    assert [path.name for path in tmp_path.iterdir()] == [model]
 
 
 def test_what_is_for_people_is_not_fetched(lake: Lake, uri: str, tmp_path: Path) -> None:

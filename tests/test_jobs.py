@@ -23,7 +23,7 @@ from retrue.settings import Batch
 
 BUCKET = "retrue-test"
 MS = 1_795_339_800_123  # 2026-11-22T09:30:00.123Z
-SETTINGS = Batch(bucket=BUCKET, environment="test", model_parameter="/retrue/test/model", max_characters=2000)
+SETTINGS = Batch(BUCKET, "test", "/retrue/test/model", "", max_characters=2000)
 TEXTS = [example.text for example in corpus.generate(seed=7, rows=12, domain="films")]
 
 

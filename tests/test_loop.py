@@ -158,6 +158,14 @@ def test_the_circle_closes_on_real_reviews(
     assert found["models"] == {first["model"], second["model"], third["model"]}
     assert found["champion"] == second["model"]
 
+    # a CSV beyond one run goes through its own workflow, in parts
+    many = tmp_path / "many.csv"
+    _write(many, [Example(f"A fine film, the {k}th that I saw, and not the last.", "positive") for k in range(2_200)])
+    job = drop(stack, many, "incoming/", wait=True)
+    assert (job["state"], job["accepted"], job["rejected"]) == ("done", 2_200, 0), job
+    assert [row["id"] for row in _read(stack, job["results"])] == [f"r{k}" for k in range(2_200)]
+    assert len(list(stack.lake.keys(f"parts/{job['id']}/rows/"))) == 3
+
     # nobody's words are in any log
     logs = _logs(stack)
     assert len(logs) > 1_000

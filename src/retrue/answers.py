@@ -116,7 +116,11 @@ def _download(lake: Lake, prefix: str, folder: Path, signer: Signer | None) -> N
             raise ModelRefused("the model that should serve is not in the lake: promote another one") from None
         if signer is not None:
             signer.check((Path(half) / folder.name / artifact.MANIFEST).read_bytes(), _signature(lake, prefix))
-        (Path(half) / folder.name).rename(folder)
+        try:
+            (Path(half) / folder.name).rename(folder)
+        except OSError:
+            if not folder.is_dir():  # or else another process of this machine was first, with the same model
+                raise
 
 
 def _signature(lake: Lake, prefix: str) -> bytes:

@@ -28,6 +28,7 @@ LATE = "not reached before the time limit: put these rows into a new file"
 LATE_ERROR = "the time limit was near: the rows that were not reached are in rejects.csv"
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 RESULTS_FILE, REJECTS_FILE, IDS_FILE, MANIFEST_FILE = "results.csv", "rejects.csv", "ids.csv.gz", "manifest.json"
+FILES = (RESULTS_FILE, REJECTS_FILE, IDS_FILE)
 
 Clock = Callable[[], float]
 
@@ -69,29 +70,85 @@ def fail(lake: Lake, job: Job, reason: str) -> Job:
     return failed
 
 
-class Run:
-    """One run of a job: its local files, its counts and its time."""
+class Outcome:
+    """What comes of rows: result files that are written on this machine first, their counts, and the time that is left.
 
-    def __init__(self, lake: Lake, job: Job, clock: Clock, remaining: Clock, reserve: float) -> None:
-        self.lake, self.job, self.clock = lake, job, clock
-        self.remaining, self.reserve = remaining, reserve
-        self.begun = self.noted = clock()
+    The files of the parts of one job are put one behind the other, so only those of the first are `headed`.
+    """
+
+    def __init__(self, lake: Lake, job: Job, remaining: Clock, reserve: float, headed: bool = True) -> None:
+        self.lake, self.job = lake, job
+        self.remaining, self.reserve, self.headed = remaining, reserve, headed
         self.accepted = self.rejected = 0
         self.late = False
-        self.error: str | None = None
         self.columns: list[str] = []
-        self.sha256: str | None = None
         self.rejects: Any = None
 
     def __enter__(self) -> Self:
         self.stack = ExitStack()
         self.folder = Path(self.stack.enter_context(TemporaryDirectory(prefix="retrue-job-")))
         self.files = self.stack.enter_context(ExitStack())
-        self.lake.write_job(self._now("running"))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
+
+    def begin(self, columns: list[str]) -> None:
+        """Take rows of a file with these columns."""
+        self.columns = columns
+        if self.rejects is None:
+            self.rejects = self.writer(REJECTS_FILE, [*rows.added(columns, rows.REJECTS), *columns])
+
+    def writer(self, name: str, header: list[str]) -> Any:
+        """A CSV file among the results, with its header written."""
+        opener: Any = gzip.open if name.endswith(".gz") else open
+        # Bytes that were not UTF-8 are shown as escapes, so that the results always are.
+        stream = opener(self.folder / name, "wt", encoding="utf-8", errors="backslashreplace", newline="")
+        writer = csv.writer(self.files.enter_context(stream))
+        if self.headed:
+            writer.writerow(header)
+        return writer
+
+    def reject(self, row: Rejected) -> None:
+        self.rejects.writerow([row.number, row.reason, *row.cells])
+        self.rejected += 1
+        self.note()
+
+    def accept(self) -> None:
+        self.accepted += 1
+        self.note()
+
+    def note(self) -> None:
+        """Tell how far it is, where somebody listens."""
+
+    def out_of_time(self) -> bool:
+        """Whether what is left must be kept for writing the results; once true, it stays so."""
+        self.late = self.late or self.remaining() < self.reserve
+        return self.late
+
+    def upload(self, prefix: str) -> list[str]:
+        """Put the files under a prefix; their names."""
+        self.files.close()
+        written = [name for name in FILES if (self.folder / name).exists()]
+        for name in written:
+            self.lake.upload(self.folder / name, prefix + name)
+        return written
+
+
+class Run(Outcome):
+    """One run of a whole job, from the file that was dropped to the manifest of its results."""
+
+    def __init__(self, lake: Lake, job: Job, clock: Clock, remaining: Clock, reserve: float) -> None:
+        super().__init__(lake, job, remaining, reserve)
+        self.clock = clock
+        self.begun = self.noted = clock()
+        self.error: str | None = None
+        self.sha256: str | None = None
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.lake.write_job(self._now())
+        return self
 
     @contextmanager
     def table(self) -> Iterator[tuple[list[str], Iterator[Row | Rejected]]]:
@@ -106,12 +163,11 @@ class Run:
         opener: Any = gzip.open if key.endswith(".gz") else open
         with opener(local, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             try:
-                self.columns, table = rows.read(stream)
+                columns, table = rows.read(stream)
             except DAMAGED:
                 raise BadInput("the file is no gzip file, or a damaged one: compress it again") from None
-            if self.rejects is None:
-                self.rejects = self.writer(REJECTS_FILE, [*rows.added(self.columns, rows.REJECTS), *self.columns])
-            yield self.columns, self._whole(table)
+            self.begin(columns)
+            yield columns, self._whole(table)
 
     def _whole(self, table: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
         number = 0
@@ -122,58 +178,43 @@ class Run:
         except DAMAGED:
             self.error = f"the gzip file is damaged behind row {number}: compress and drop the whole file again"
 
-    def writer(self, name: str, header: list[str]) -> Any:
-        """A CSV file among the results, with its header written."""
-        opener: Any = gzip.open if name.endswith(".gz") else open
-        # Bytes that were not UTF-8 are shown as escapes, so that the results always are.
-        stream = opener(self.folder / name, "wt", encoding="utf-8", errors="backslashreplace", newline="")
-        writer = csv.writer(self.files.enter_context(stream))
-        writer.writerow(header)
-        return writer
-
-    def reject(self, row: Rejected) -> None:
-        self.rejects.writerow([row.number, row.reason, *row.cells])
-        self.rejected += 1
-        self._note()
-
-    def accept(self) -> None:
-        self.accepted += 1
-        self._note()
-
-    def out_of_time(self) -> bool:
-        """Whether what is left must be kept for writing the results; once true, it stays so."""
-        self.late = self.late or self.remaining() < self.reserve
-        return self.late
-
     def finish(self) -> Job:
         """Upload the results and the manifest, and then say that the job has ended."""
         if self.rejects is None:
             self.writer(REJECTS_FILE, list(rows.REJECTS))
-        self.files.close()
-        prefix = f"{RESULTS}{self.job.id}/"
-        written = [name for name in (RESULTS_FILE, REJECTS_FILE, IDS_FILE) if (self.folder / name).exists()]
-        for name in written:
-            self.lake.upload(self.folder / name, prefix + name)
+        written = self.upload(f"{RESULTS}{self.job.id}/")
         error = self.error or (LATE_ERROR if self.late else None)
-        now = self.clock()
-        job = dataclasses.replace(
-            self._now("failed" if self.error else "done"),
-            error=error,
-            finished=iso(round(now * 1000)),
-            seconds=round(now - self.begun, 3),
-            results=self.lake.uri(prefix + RESULTS_FILE) if RESULTS_FILE in written else None,
-            rejects=self.lake.uri(prefix + REJECTS_FILE),
-        )
+        job = dataclasses.replace(self._now(), state="failed" if self.error else "done", error=error)
         facts = {"sha256": self.sha256, "columns": self.columns, "files": written}
-        self.lake.put_json(prefix + MANIFEST_FILE, dataclasses.asdict(job) | facts)
-        self.lake.write_job(job)
-        return job
+        return end(self.lake, job, self.begun, self.clock(), facts)
 
-    def _note(self) -> None:
+    def note(self) -> None:
         if self.clock() - self.noted >= PROGRESS:
             self.noted = self.clock()
-            self.lake.write_job(self._now("running"))
+            self.lake.write_job(self._now())
 
-    def _now(self, state: Literal["running", "done", "failed"]) -> Job:
-        rows = self.accepted + self.rejected
-        return dataclasses.replace(self.job, state=state, rows=rows, accepted=self.accepted, rejected=self.rejected)
+    def _now(self) -> Job:
+        return counted(self.job, self.accepted, self.rejected)
+
+
+def counted(job: Job, accepted: int, rejected: int) -> Job:
+    """The job while it runs, with so many rows behind it."""
+    return dataclasses.replace(job, state="running", rows=accepted + rejected, accepted=accepted, rejected=rejected)
+
+
+def end(lake: Lake, job: Job, begun: float, now: float, facts: dict[str, Any]) -> Job:
+    """Write the manifest of results that are in their place, with what else is known of them, and then the job.
+
+    `begun` and `now` are in seconds since 1970; `facts` has at least the names of the "files".
+    """
+    prefix = f"{RESULTS}{job.id}/"
+    job = dataclasses.replace(
+        job,
+        finished=iso(round(now * 1000)),
+        seconds=round(now - begun, 3),
+        results=lake.uri(prefix + RESULTS_FILE) if RESULTS_FILE in facts["files"] else None,
+        rejects=lake.uri(prefix + REJECTS_FILE),
+    )
+    lake.put_json(prefix + MANIFEST_FILE, dataclasses.asdict(job) | facts)
+    lake.write_job(job)
+    return job

@@ -7,6 +7,8 @@ results/<job>/results.csv, rejects.csv, ids.csv.gz, manifest.json
 capture/date=…/hour=…/<ms>-<id>.jsonl.gz    new Prediction records; <ms> is the time inside their ids
 feedback/date=…/hour=…/<ms>-<id>.jsonl.gz   new Label records, by the time they arrived
 predictions/date=…/hour=…/<first ms>-<last ms>-<hash>.jsonl.gz, labelled/…  the same records, batched by the monitor
+parts/<job>/…                           a CSV that is cut into parts, and what came of each
+parts/map/…                             what the workflow's Map over such parts answered
 datasets/<id>/…, datasets/current       prepared datasets, and the id of the base set in use
 encoders/<name>/…                       base encoders that training starts from
 models/<id>/…                           immutable model folders
@@ -38,6 +40,7 @@ from retrue.errors import NotFound
 from retrue.records import Job, Label, LedgerEntry, Prediction, from_iso, id_ms
 
 INCOMING, LABELS, JOBS, RESULTS = "incoming/", "labels/", "jobs/", "results/"
+PARTS = "parts/"
 CAPTURE, FEEDBACK, PREDICTIONS, LABELLED = "capture/", "feedback/", "predictions/", "labelled/"
 DATASETS, ENCODERS = "datasets/", "encoders/"
 MODELS, RUNS, REPORTS, LEDGER, MLFLOW = "models/", "runs/", "reports/", "ledger/", "mlflow/"

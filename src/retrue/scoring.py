@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from retrue import rows
 from retrue.classifier import Classifier
 from retrue.errors import BadInput, NotFound
-from retrue.jobs import CHUNK, IDS_FILE, LATE, RESULTS_FILE, Clock, Run
+from retrue.jobs import CHUNK, IDS_FILE, LATE, RESULTS_FILE, Clock, Outcome, Run
 from retrue.lake import Lake
 from retrue.records import Job, Prediction, from_iso, id_ms, kept, new_id
 from retrue.rows import Rejected, Row
@@ -24,18 +25,18 @@ def score_file(lake: Lake, classifier: Classifier, job: Job, settings: Batch, cl
     with Run(lake, job, clock, remaining, settings.reserve_seconds) as run:
         try:
             with run.table() as (header, table):
-                _predict(run, classifier, settings, header, table)
+                predict(run, classifier, settings, header, table)
         except (BadInput, NotFound) as error:
             run.error = str(error)
         return run.finish()
 
 
-def _predict(
-    run: Run, classifier: Classifier, settings: Batch, header: list[str], table: Iterator[Row | Rejected]
+def predict(
+    run: Outcome, classifier: Classifier, settings: Batch, header: list[str], table: Iterator[Row | Rejected]
 ) -> None:
+    """Classify rows of a file with this header, and capture what was answered or the share of it that is kept."""
     place, own = rows.text_column(header), rows.column(header, rows.ID)
-    results = run.writer(RESULTS_FILE, [*header, *rows.added(header, rows.ANSWERS)])
-    ids = run.writer(IDS_FILE, ["id", "prediction_id"]) if own is not None else None
+    results, ids = answer_files(run, header)
     began, source = from_iso(run.job.started), f"csv:{run.job.id}"
     chunk: list[Prediction] = []
     for item in table:
@@ -59,6 +60,12 @@ def _predict(
         run.accept()
     if chunk:
         run.lake.write_predictions(chunk)
+
+
+def answer_files(run: Outcome, header: list[str]) -> tuple[Any, Any]:
+    """Writers of the answers, and of the ids where the file has its own; None where it has not."""
+    results = run.writer(RESULTS_FILE, [*header, *rows.added(header, rows.ANSWERS)])
+    return results, None if rows.column(header, rows.ID) is None else run.writer(IDS_FILE, ["id", "prediction_id"])
 
 
 def _row_id(job: Job, number: int, ms: int) -> str:

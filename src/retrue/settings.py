@@ -70,12 +70,16 @@ class Predict:
 class Batch:
     """Settings of the batch function; `model_parameter` is the SSM parameter that names the serving model.
 
-    `capture_rate` is the share of predictions whose records are kept, `signing_key` that of the models it serves.
+    A file of more than `file_megabytes` goes through the workflow `scoring_arn`, of which `at_once` parts run side by
+    side. `capture_rate` is the share of predictions whose records are kept, `signing_key` that of the models it serves.
     """
 
     bucket: str
     environment: str
     model_parameter: str
+    scoring_arn: str
+    file_megabytes: float = 5.0
+    at_once: int = 10
     signing_key: str = ""
     keep_text: bool = False
     capture_rate: float = 1.0

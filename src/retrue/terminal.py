@@ -27,7 +27,7 @@ from retrue.workflow import REQUESTED, run_of
 
 POLL_SECONDS = 1.0
 START_SECONDS = 60.0  # between a request on the bus and its execution
-JOB_SECONDS = 1_000.0  # a little more than the batch function may take
+JOB_SECONDS = 1_000.0  # without any news of a job; a little more than one run of the batch function may take
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 err = Console(stderr=True)
 
@@ -191,9 +191,12 @@ def drop(stack: Stack, file: Path, prefix: str, wait: bool) -> dict[str, Any]:
         task = bars.add_task(file.name, total=total or None)
         deadline = time.monotonic() + JOB_SECONDS
         found: Job | None = None
+        before = 0
         while time.monotonic() < deadline:
             found = stack.lake.read_job(found.id) if found else stack.lake.job_of(key)
             if found:
+                if found.rows > before:
+                    before, deadline = found.rows, time.monotonic() + JOB_SECONDS
                 bars.update(task, completed=found.rows)
                 if found.state != "running":
                     result: dict[str, Any] = json.loads(found.to_json())

@@ -1,4 +1,4 @@
-"""The retraining workflow seen from outside: ask for a run, see what runs, take training work as a worker.
+"""The workflows seen from outside: ask for a run, see what runs, take training work as a worker.
 
 This module alone knows Step Functions and EventBridge.
 """
@@ -6,6 +6,7 @@ This module alone knows Step Functions and EventBridge.
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,11 @@ class Workflow:
     def __init__(self, arn: str, client: Any = None) -> None:
         self.arn = arn
         self.client = client if client is not None else boto3.client("stepfunctions")
+
+    def start(self, name: str, given: dict[str, Any]) -> None:
+        """Start the execution of this name, or do nothing where there has been one within 90 days."""
+        with suppress(self.client.exceptions.ExecutionAlreadyExists):
+            self.client.start_execution(stateMachineArn=self.arn, name=name, input=json.dumps(given))
 
     def oldest_running(self) -> str | None:
         """The execution that began first among those that run now."""

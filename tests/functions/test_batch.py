@@ -19,6 +19,7 @@ from retrue.records import from_iso
 
 ROOT = Path(__file__).parents[2]
 BUCKET, PARAMETER = "retrue-test", "/retrue/test/model"
+SCORING = "arn:aws:states:eu-central-1:123456789012:stateMachine:retrue-test-scoring"
 CONTEXT = SimpleNamespace(
     function_name="batch",
     memory_limit_in_mb=1769,
@@ -33,6 +34,7 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]
     monkeypatch.setenv("BUCKET", BUCKET)
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.setenv("MODEL_PARAMETER", PARAMETER)
+    monkeypatch.setenv("SCORING_ARN", SCORING)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     spec = importlib.util.spec_from_file_location("batch_app", ROOT / "functions" / "batch" / "app.py")
     assert spec is not None
@@ -229,3 +231,100 @@ def test_a_file_that_cannot_be_read_is_not_tried_again(app: ModuleType, lake: La
     dropped = event("s3-object-created")
     lake.put(key_of(dropped), b"a,b\n1,2\n")
     assert app.handler(dropped, CONTEXT)["state"] == "failed"
+
+
+@pytest.fixture
+def large(app: ModuleType, lake: Lake, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The event of a file that takes more than one run, where a model serves and the workflow is there."""
+    monkeypatch.setenv("FILE_MEGABYTES", "0.00002")
+    serve(lake, tiny_model)
+    role = boto3.client("iam").create_role(RoleName="scoring", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    boto3.client("stepfunctions").create_state_machine(
+        name="retrue-test-scoring",
+        definition=json.dumps({"StartAt": "A", "States": {"A": {"Type": "Succeed"}}}),
+        roleArn=role,
+    )
+    dropped = event("s3-object-created")
+    body = b"id,text\n1,a zanzibar film\n2,\n3,a poor zanzibar film\n"
+    dropped["detail"]["object"]["size"] = len(body)
+    lake.put(key_of(dropped), body)
+    return dropped
+
+
+def executions() -> list[dict[str, Any]]:
+    client = boto3.client("stepfunctions")
+    found = client.list_executions(stateMachineArn=SCORING)["executions"]
+    return [client.describe_execution(executionArn=one["executionArn"]) for one in found]
+
+
+def test_a_large_file_begins_one_workflow_however_often_it_is_told(
+    app: ModuleType, lake: Lake, large: dict[str, Any], log: io.StringIO
+) -> None:
+    answer = app.handler(large, CONTEXT)
+    assert (answer["state"], answer["rows"]) == ("running", 0)
+    assert app.handler(large, CONTEXT) == answer
+    (execution,) = executions()
+    assert execution["name"] == answer["id"]
+    assert json.loads(execution["input"]) == {"job": answer["id"], "size": large["detail"]["object"]["size"]}
+    assert [line["message"] for line in logged(log)] == ["job takes more than one run"] * 2
+    assert list(lake.keys("results/")) == []
+
+
+def test_without_a_model_no_workflow_is_begun(app: ModuleType, lake: Lake, large: dict[str, Any]) -> None:
+    point("none")
+    with pytest.raises(NoModel):
+        app.handler(large, CONTEXT)
+    assert executions() == []
+
+
+def test_the_steps_of_the_workflow_do_the_job_and_log_it_without_its_words(
+    app: ModuleType,
+    lake: Lake,
+    large: dict[str, Any],
+    log: io.StringIO,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = app.handler(large, CONTEXT)["id"]
+    point(lake.uri("models/000000000000/"))  # another model serves by now
+    plan = app.handler({"step": "cut", "job": job, "size": large["detail"]["object"]["size"]}, CONTEXT)
+    assert plan["parts"] == 1
+    items = [{"Key": key, "Size": 1} for key in lake.keys(plan["rows"])]
+    assert app.handler({"step": "score", "job": job, "items": items}, CONTEXT) == {"parts": [0]}
+    answer = app.handler({"step": "join", "job": job}, CONTEXT)
+    assert {name: answer[name] for name in ("state", "rows", "accepted", "rejected")} == {
+        "state": "done", "rows": 3, "accepted": 2, "rejected": 1,
+    }  # fmt: skip
+    assert [line["message"] for line in logged(log)] == ["job takes more than one run", "job ended"]
+    printed = capsys.readouterr()
+    assert "zanzibar" not in log.getvalue() + printed.out + printed.err + json.dumps(plan)
+    told = json.loads(printed.out)
+    assert (told["JobRows"], told["JobRejected"]) == ([3.0], [1.0])
+    # A step that failed at its very end does not make it otherwise.
+    app.handler({"step": "fail", "job": job, "error": {"Error": "States.Timeout"}}, CONTEXT)
+    assert lake.read_job(job).state == "done"
+
+
+def test_a_workflow_that_failed_is_written_into_the_job_with_a_remedy(
+    app: ModuleType, lake: Lake, large: dict[str, Any]
+) -> None:
+    job = app.handler(large, CONTEXT)["id"]
+    app.handler({"step": "fail", "job": job, "error": {"Error": "States.Timeout", "Cause": "whatever"}}, CONTEXT)
+    found = lake.read_job(job)
+    assert (found.state, "drop the file again" in (found.error or "")) == ("failed", True)
+    assert "States.Timeout" in (found.error or "")
+
+
+def test_a_large_file_that_cannot_be_read_ends_its_job(
+    app: ModuleType, lake: Lake, large: dict[str, Any], log: io.StringIO
+) -> None:
+    lake.put(key_of(large), b"a,b\n1,2\n3,4\n5,6\n7,8\n")
+    job = app.handler(large, CONTEXT)["id"]
+    assert app.handler({"step": "cut", "job": job, "size": 20}, CONTEXT)["parts"] == 0
+    assert lake.read_job(job).state == "failed"
+    assert logged(log)[-1]["message"] == "job ended"
+
+
+def test_a_step_that_nobody_knows_is_an_error(app: ModuleType, lake: Lake, large: dict[str, Any]) -> None:
+    job = app.handler(large, CONTEXT)["id"]
+    with pytest.raises(ValueError, match="no step is named 'dance'"):
+        app.handler({"step": "dance", "job": job}, CONTEXT)

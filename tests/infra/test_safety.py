@@ -274,7 +274,8 @@ SERVICES = {"s3": WRITES, "sqs": {"sqs:SendMessage"}, "sns": {"sns:Publish"}}
 
 @pytest.mark.parametrize(
     "name",
-    [name for name, resource in RESOURCES.items() if resource["Type"].startswith("AWS::Serverless::F")] + ["Retrain"],
+    [name for name, resource in RESOURCES.items() if resource["Type"].startswith("AWS::Serverless::F")]
+    + ["Retrain", "Scoring"],
 )
 def test_a_role_may_use_the_key_through_the_services_that_it_uses_and_no_other(name: str) -> None:
     statement = grant(name)

@@ -6,12 +6,9 @@ has recorded any on AWS. TrainOnWorker runs for real on the local cloud, in test
 
 import json
 import re
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -19,18 +16,6 @@ import pytest
 import yaml
 from botocore.validate import validate_parameters
 from moto import mock_aws
-from moto.stepfunctions.parser.api import HistoryEventType, TaskFailedEventDetails
-from moto.stepfunctions.parser.asl.component.common.error_name.custom_error_name import CustomErrorName
-from moto.stepfunctions.parser.asl.component.common.error_name.failure_event import FailureEvent, FailureEventException
-from moto.stepfunctions.parser.asl.component.common.error_name.states_error_name import StatesErrorName
-from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
-from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service_unsupported
-from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.resource import ResourceCondition
-from moto.stepfunctions.parser.asl.eval.environment import Environment
-from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
-from moto.stepfunctions.parser.mocking.mock_config import MockedResponseReturn
-
-from retrue.workflow import Workflow
 
 PROJECT = Path(__file__).resolve().parents[2]
 REGION = "eu-central-1"
@@ -53,11 +38,8 @@ TASKS = [name for name, state in STATES.items() if state["Type"] == "Task" and n
 EVENT = {"id": "event-1", "detail": {"reason": "the texts drifted", "trigger": "drift"}}
 
 
-class Refused(Exception):
-    """An error by its name and its cause, as a service or a function reports it."""
-
-
 Answer = Callable[[dict[str, Any]], Any]
+Runner = Callable[[dict[str, Answer]], Any]
 
 
 def payload(**values: Any) -> Answer:
@@ -65,10 +47,7 @@ def payload(**values: Any) -> Answer:
 
 
 def refuse(error: str, cause: str = "why not") -> Answer:
-    def answer(given: dict[str, Any]) -> Any:
-        raise Refused(error, cause)
-
-    return answer
+    return lambda _: {"Error": error, "Cause": cause}
 
 
 def job(name: str = "retrue-1", nodes: int = 1) -> dict[str, Any]:
@@ -150,28 +129,6 @@ def answers(backend: str, jobs: list[dict[str, Any]], better: bool = True, **oth
     }
 
 
-class Run:
-    """An execution that has ended: its status, the states it entered, and what each task was asked."""
-
-    def __init__(self, client: Any, execution: str, waits: list[float]) -> None:
-        while (found := client.describe_execution(executionArn=execution))["status"] == "RUNNING":
-            time.sleep(0.01)
-        self.status, self.error, self.waits = found["status"], found.get("error"), waits
-        self.path = Workflow("", client).states(execution)
-        events = client.get_execution_history(executionArn=execution)["events"]
-        self.entered = [e["stateEnteredEventDetails"]["name"] for e in events if "stateEnteredEventDetails" in e]
-        asked = [e["taskScheduledEventDetails"] for e in events if "taskScheduledEventDetails" in e]
-        self.asked = [(e["resourceType"], json.loads(e["parameters"])) for e in asked]
-        self.times = self.entered.count
-
-    def payloads(self, step: str) -> list[dict[str, Any]]:
-        found = [asked["Payload"] for kind, asked in self.asked if kind == "lambda"]
-        return [payload for payload in found if payload["step"] == step]
-
-    def requests(self, service: str) -> list[dict[str, Any]]:
-        return [asked for kind, asked in self.asked if kind == service]
-
-
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[tuple[Any, str]]:
     """Step Functions, and the workflow in it."""
@@ -183,32 +140,9 @@ def cloud() -> Iterator[tuple[Any, str]]:
 
 
 @pytest.fixture
-def run(cloud: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Answer]], Run]:
+def run(cloud: tuple[Any, str], interpret: Callable[..., Any]) -> Runner:
     """Runs the workflow with these answers, by the state that asks; each is given the state's input."""
-
-    def go(given: dict[str, Answer]) -> Run:
-        def respond(env: Environment) -> MockedResponseReturn:
-            try:
-                return MockedResponseReturn(0, 0, given[env.next_state_name or ""](env.states.get_input()))
-            except Refused as refused:
-                error, cause = refused.args
-                name = StatesErrorName.from_name(error) if error.startswith("States.") else CustomErrorName(error)
-                details = EventDetails(taskFailedEventDetails=TaskFailedEventDetails(error=error, cause=cause))
-                raise FailureEventException(FailureEvent(env, name, HistoryEventType.TaskFailed, details)) from None
-
-        waits: list[float] = []
-        monkeypatch.setattr(Environment, "is_mocked_mode", lambda _: True)
-        monkeypatch.setattr(Environment, "get_current_mocked_response", respond)
-        monkeypatch.setattr(retrier_decl, "time", SimpleNamespace(sleep=waits.append))
-        # The interpreter runs no SageMaker jobs; with answers given it need not.
-        known = {ResourceCondition.Sync, ResourceCondition.WaitForTaskToken}
-        monkeypatch.setattr(state_task_service_unsupported, "_SUPPORTED_INTEGRATION_PATTERNS", known)
-        client, machine = cloud
-        words = {"name": str(uuid.uuid4()), "input": json.dumps(EVENT)}
-        execution = client.start_execution(stateMachineArn=machine, **words)["executionArn"]
-        return Run(client, execution, waits)
-
-    return go
+    return lambda given: interpret(*cloud, EVENT, given)
 
 
 def once(error: str, then: Answer) -> Answer:
@@ -216,9 +150,7 @@ def once(error: str, then: Answer) -> Answer:
     before = [error]
 
     def answer(given: dict[str, Any]) -> Any:
-        if before:
-            raise Refused(before.pop(), "try again")
-        return then(given)
+        return {"Error": before.pop(), "Cause": "try again"} if before else then(given)
 
     return answer
 
@@ -231,7 +163,6 @@ BACKENDS = {
     "batch": ("batch", 1, ["Backend", "TrainOnBatch", "BatchArtifacts", "Trained"]),
     "batch on two nodes": ("batch", 2, ["Backend", "TrainOnBatch", "BatchArtifacts", "Trained"]),
 }
-Runner = Callable[[dict[str, Answer]], Run]
 
 
 def shaped(service: str, operation: str, request: dict[str, Any], side: str = "input") -> None:
@@ -297,7 +228,7 @@ def test_the_trials_of_a_search_train_side_by_side_and_one_that_fails_stops_none
 
     def train(given: dict[str, Any]) -> Any:
         if given["job"]["TrainingJobName"] == "retrue-1-0-01":
-            raise Refused("States.TaskFailed", '{"FailureReason": "the loss is nan"}')
+            return {"Error": "States.TaskFailed", "Cause": '{"FailureReason": "the loss is nan"}'}
         return well[state](given)
 
     later = iter([{"jobs": rungs[1], "at_once": 2, "rung": 1, "artifacts": None}])

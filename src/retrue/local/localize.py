@@ -88,8 +88,17 @@ def localize(
                     statement["Action"] = actions + [ALSO_ALLOWED[a] for a in actions if a in ALSO_ALLOWED]
         elif resource["Type"] == "AWS::Serverless::StateMachine":
             path = project / properties.pop("DefinitionUri")
-            properties["Definition"] = yaml.safe_load(path.read_text())
+            properties["Definition"] = unbatched(yaml.safe_load(path.read_text()))
     return local
+
+
+def unbatched(definition: dict[str, Any]) -> dict[str, Any]:
+    """A workflow whose Maps give each item as a batch of one: the local cloud knows no ItemBatcher."""
+    for state in definition["States"].values():
+        if batcher := state.pop("ItemBatcher", None):
+            given = batcher["BatchInput"]
+            state["ItemSelector"] = {"Items.$": "States.Array($$.Map.Item.Value)", "BatchInput": given}
+    return definition
 
 
 def _replace(value: Any, old: dict[str, str], new: str) -> Any:
