@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -66,6 +67,35 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(classifier: Classifi
     for text, logits in zip(TEXTS, together, strict=True):
         alone = Classifier(tiny_model).score(text).logits
         assert alone.tobytes() == logits.tobytes()
+
+
+def test_many_texts_get_the_answers_that_each_gets_alone_in_their_order(classifier: Classifier) -> None:
+    texts = [*TEXTS, "", "good . " * 500, *TEXTS[::-1], *(f"a film , and not bad {word} ." for word in "abcdefgh" * 20)]
+    for text, found in zip(texts, classifier.score_many(texts), strict=True):
+        alone = classifier.score(text)
+        assert found.logits.tobytes() == alone.logits.tobytes()
+        np.testing.assert_allclose(found.projection, alone.projection, atol=1e-5)
+        facts = ("label", "scores", "tokens", "truncated", "pieces", "symbols")
+        assert [getattr(found, name) for name in facts] == [getattr(alone, name) for name in facts]
+    assert classifier.score_many([]) == []
+
+
+def test_texts_of_one_length_run_together_within_the_budget(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    class Watched:
+        def run(self, outputs: list[str], fed: dict[str, Any]) -> Any:
+            shapes.append(fed["input_ids"].shape)
+            return session.run(outputs, fed)
+
+    session = classifier._session
+    monkeypatch.setattr(classifier, "_session", Watched())
+    monkeypatch.setattr("retrue.classifier.BUDGET", 40)
+    classifier.score_many(["a film", "film", *["a film"] * 20, ". " * 60])
+    most = classifier.card.max_tokens
+    assert sorted(shapes) == sorted([(10, 4), (10, 4), (1, 4), (1, 3), (1, min(62, most))])
 
 
 def test_more_threads_give_the_same_answer(classifier: Classifier, tiny_model: Path) -> None:
@@ -144,7 +174,7 @@ def test_a_card_with_other_labels_than_the_graph_is_refused(copy: Path) -> None:
     ],
 )
 def test_a_graph_of_another_shape_is_refused(copy: Path, input: str, output: str, width: int, reason: str) -> None:
-    ids = [helper.make_tensor_value_info(n, TensorProto.INT64, [1, None]) for n in (input, "attention_mask")]
+    ids = [helper.make_tensor_value_info(input, TensorProto.INT64, [1, None])]
     outputs = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2]),
         helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, width]),

@@ -35,10 +35,8 @@ class Answers:
         check(texts, self.settings.max_inputs, self.settings.max_characters)
         model, keep = self.classifier.model, self.settings.keep_text
         predictions = [
-            self.classifier.score(text).record(
-                records.new_id(now_ms, entropy(10)), model, SOURCE, text if keep else None
-            )
-            for text in texts
+            found.record(records.new_id(now_ms, entropy(10)), model, SOURCE, text if keep else None)
+            for text, found in zip(texts, self.classifier.score_many(texts), strict=True)
         ]
         if kept := [one for one in predictions if records.kept(one.id, self.settings.capture_rate)]:
             self.lake.write_predictions(kept)
@@ -59,7 +57,7 @@ class Answers:
 
     def probe(self, texts: Sequence[str]) -> dict[str, Any]:
         """Scores for texts that nobody asked about: the check of a new version, so nothing is captured."""
-        return {"model": self.classifier.model, "scores": [self.classifier.score(text).scores for text in texts]}
+        return {"model": self.classifier.model, "scores": [found.scores for found in self.classifier.score_many(texts)]}
 
 
 def check(texts: Sequence[str], max_inputs: int, max_characters: int) -> None:

@@ -1,7 +1,8 @@
 """What a model folder holds: the one owner of its file names, its card, and the checks that it is whole.
 
-model.onnx       the graph: input_ids, attention_mask (int64, batch × length) →
+model.onnx       the graph: input_ids (int64, batch × length, texts of one length without padding) →
                  logits (float32, batch × classes), projection (float32, batch × CAPTURED)
+weights.bin      its weights, a file of their own so that they are mapped into memory and not copied
 tokenizer.json   no truncation and no padding baked in
 reference.npz    the drift reference, made by this very graph (retrue.drift.Reference)
 golden.json      texts and the scores that a healthy copy answers: [{"text", "scores"}]
@@ -15,6 +16,7 @@ card.md          the card as a page, with curves.svg, confusion.svg, reliability
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from typing import Any
 from retrue.errors import ModelRefused
 from retrue.records import Record
 
-MODEL, TOKENIZER, REFERENCE = "model.onnx", "tokenizer.json", "reference.npz"
+MODEL, WEIGHTS, TOKENIZER, REFERENCE = "model.onnx", "weights.bin", "tokenizer.json", "reference.npz"
 GOLDEN, CARD, MANIFEST = "golden.json", "card.json", "manifest.json"
 SIGNATURE = "manifest.sig"  # beside the folder's files in the lake, where the deployment has a key
 TRIAL = "trial.json"  # what a training that paused leaves in place of a model folder
-FILES = (MODEL, TOKENIZER, REFERENCE, GOLDEN, CARD)
+FILES = (MODEL, WEIGHTS, TOKENIZER, REFERENCE, GOLDEN, CARD)
 SERVED = (*FILES, MANIFEST)  # what a function fetches before it can answer
 PAGE = "card.md"
 CURVES, CONFUSION, RELIABILITY, SLICES = "curves.svg", "confusion.svg", "reliability.svg", "slices.svg"
@@ -88,9 +90,15 @@ def verify(folder: Path) -> str:
     return found
 
 
-def bound(model: str, tokenizer: str, max_tokens: int, cut: str) -> str:
-    """All that decides what a text's columns are: the sha256 of graph and tokenizer, and how much of a text is read."""
-    return f"model {model}, tokenizer {tokenizer}, {max_tokens} tokens, cut {cut}"
+def bound(files: Mapping[str, str], max_tokens: int, cut: str) -> str:
+    """All that decides what a text's columns are: the sha256 of graph, weights and tokenizer, and how much is read."""
+    made_of = ", ".join(f"{name} {files[name]}" for name in (MODEL, WEIGHTS, TOKENIZER))
+    return f"{made_of}, {max_tokens} tokens, cut {cut}"
+
+
+def size(folder: Path) -> int:
+    """The bytes of a model, graph and weights together."""
+    return sum((folder / name).stat().st_size for name in (MODEL, WEIGHTS))
 
 
 def read_card(folder: Path) -> Card:

@@ -1,7 +1,7 @@
 """Answers what a text is: the tokenizer and the ONNX graph of one model folder.
 
-A text is fed alone and never padded, so its answer does not depend on what else was asked. This module alone knows
-onnxruntime and tokenizers.
+A text is never padded, and runs only beside texts of its own length, so its answer does not depend on what else was
+asked. This module alone knows onnxruntime and tokenizers.
 """
 
 import re
@@ -20,10 +20,10 @@ from retrue.artifact import CAPTURED, Card
 from retrue.errors import ModelRefused
 from retrue.records import Prediction, id_ms, iso
 
-INPUTS, OUTPUTS = ["input_ids", "attention_mask"], ["logits", "projection"]
+INPUTS, OUTPUTS = ["input_ids"], ["logits", "projection"]
 DECIMALS = 6  # of a captured projection: finer digits are noise of float32
 SYMBOLS = re.compile(r"[^\w\s]|_")  # neither letter, digit nor white space
-SLOWER = ["SkipLayerNormFusion"]  # on a CPU the fused node takes longer than the Add and LayerNormalization it replaces
+BUDGET = 512  # tokens that run together: what they are on their way through a layer fits into a core's cache
 
 Token = TypeVar("Token")
 
@@ -72,7 +72,6 @@ class Classifier:
             str(folder / artifact.MODEL),
             _options(threads),
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=SLOWER,
         )
         _check(self._session, len(self.card.labels))
 
@@ -83,25 +82,57 @@ class Classifier:
 
     def score(self, text: str) -> Scored:
         """Classify one text; what lies beyond `card.max_tokens` is not read."""
+        return self.score_many([text])[0]
+
+    def score_many(self, texts: Sequence[str]) -> list[Scored]:
+        """Classify texts, answers in their order; those of one length run together, BUDGET tokens at a time.
+
+        Padding would make them slower together than alone, and change their answers.
+        """
+        read = [self._read(text) for text in texts]
+        by_length: dict[int, list[int]] = {}
+        for place, one in enumerate(read):
+            by_length.setdefault(len(one.ids), []).append(place)
+        answers: list[Scored | None] = [None] * len(read)
+        for length, places in by_length.items():
+            together = max(1, BUDGET // length)
+            for first in range(0, len(places), together):
+                group = places[first : first + together]
+                fed = np.array([read[place].ids for place in group], np.int64)
+                for place, logits, projection in zip(
+                    group, *self._session.run(OUTPUTS, {"input_ids": fed}), strict=True
+                ):
+                    answers[place] = self._answer(texts[place], read[place], logits, projection)
+        return [answer for answer in answers if answer is not None]
+
+    def _read(self, text: str) -> "_Read":
         whole = self._tokenizer.encode(text)
         ids = cut(whole.ids, self.card.max_tokens, self.card.cut)
-        words = cut(whole.word_ids, self.card.max_tokens, self.card.cut)
-        truncated = len(whole) > len(ids)
-        fed = np.array([ids], np.int64)
-        logits, projection = self._session.run(OUTPUTS, {"input_ids": fed, "attention_mask": np.ones_like(fed)})
-        scores = _softmax(logits[0] / self.card.temperature)
+        return _Read(ids, cut(whole.word_ids, self.card.max_tokens, self.card.cut), len(whole) > len(ids))
+
+    def _answer(self, text: str, read: "_Read", logits: NDArray[np.float32], projection: NDArray[np.float32]) -> Scored:
+        scores = _softmax(logits / self.card.temperature)
         best = int(scores.argmax())
         return Scored(
             label=self.card.labels[best],
             score=float(scores[best]),
             scores=dict(zip(self.card.labels, scores.tolist(), strict=True)),
-            tokens=len(ids),
-            truncated=truncated,
-            projection=projection[0],
-            logits=logits[0],
-            pieces=_continued(words),
+            tokens=len(read.ids),
+            truncated=read.truncated,
+            projection=projection,
+            logits=logits,
+            pieces=_continued(read.words),
             symbols=len(SYMBOLS.findall(text)) / max(1, len(text)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a model reads of a text: token ids, the word that each belongs to, and whether that is not all."""
+
+    ids: list[int]
+    words: list[int | None]
+    truncated: bool
 
 
 def cut(ids: list[Token], most: int, kept: str) -> list[Token]:
@@ -122,6 +153,9 @@ def _options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # The graph is written as it is to be run; what onnxruntime would change takes time at each start, and some of it
+    # is slower on a CPU, such as the fused SkipLayerNormalization.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # A thread that spins while it waits burns the share of a CPU that Lambda grants, and is then throttled.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")

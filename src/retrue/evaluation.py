@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from retrue import dataset, gate, lake
-from retrue.artifact import MANIFEST, MODEL, NONE, SERVED, SIGNATURE
+from retrue import artifact, dataset, gate, lake
+from retrue.artifact import MANIFEST, NONE, SERVED, SIGNATURE
 from retrue.classifier import Classifier
 from retrue.dataset import Example
 from retrue.errors import ModelRefused
@@ -47,12 +47,12 @@ def evaluate(
             store.put(f"{lake.MODELS}{candidate.model}/{SIGNATURE}", signature, "application/octet-stream")
         store.download_folder(f"{lake.DATASETS}{name}/", root / name)
         rows = sample(dataset.read(root / name, "test"), settings.maximum_test_rows)
-        models, sizes = [candidate], [(root / "candidate" / MODEL).stat().st_size]
+        models, sizes = [candidate], [artifact.size(root / "candidate")]
         if champion_uri != NONE:
             _, prefix = lake.split_uri(champion_uri)
             store.download_folder(prefix, root / "champion", SERVED)
             models.append(Classifier.open(root / "champion"))
-            sizes.append((root / "champion" / MODEL).stat().st_size)
+            sizes.append(artifact.size(root / "champion"))
         shown = showings(models, sizes, rows)
     verdict = gate.judge(shown[0], shown[1] if len(shown) > 1 else None, rules(settings, trigger))
     more = len(verdict.reasons) - TOLD

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from retrue import rows
@@ -10,7 +11,7 @@ from retrue.classifier import Classifier
 from retrue.errors import BadInput, NotFound
 from retrue.jobs import CHUNK, IDS_FILE, LATE, RESULTS_FILE, Clock, Outcome, Run
 from retrue.lake import Lake
-from retrue.records import Job, Prediction, from_iso, id_ms, kept, new_id
+from retrue.records import Job, Prediction, from_iso, kept, new_id
 from retrue.rows import Rejected, Row
 from retrue.settings import Batch
 
@@ -38,28 +39,28 @@ def predict(
     place, own = rows.text_column(header), rows.column(header, rows.ID)
     results, ids = answer_files(run, header)
     began, source = from_iso(run.job.started), f"csv:{run.job.id}"
-    chunk: list[Prediction] = []
-    for item in table:
-        row = rows.check_text(item, place, settings.max_characters) if isinstance(item, Row) else item
-        if isinstance(row, Row) and run.out_of_time():
-            row = Rejected(row.number, LATE, row.cells)
-        if isinstance(row, Rejected):
-            run.reject(row)
-            continue
-        ms = began + (row.number - 1) // CHUNK
-        if chunk and id_ms(chunk[0].id) != ms:
-            run.lake.write_predictions(chunk)
-            chunk = []
-        text, id = row.cells[place], _row_id(run.job, row.number, ms)
-        prediction = classifier.score(text).record(id, classifier.model, source, text if settings.keep_text else None)
-        if kept(id, settings.capture_rate):
-            chunk.append(prediction)
-        results.writerow([*row.cells, prediction.label, round(prediction.score, 6), prediction.id])
-        if ids is not None and own is not None:
-            ids.writerow([row.cells[own].strip(), prediction.id])
-        run.accept()
-    if chunk:
-        run.lake.write_predictions(chunk)
+    for index, chunk in groupby(table, lambda item: (item.number - 1) // CHUNK):
+        found = [
+            rows.check_text(item, place, settings.max_characters) if isinstance(item, Row) else item for item in chunk
+        ]
+        if run.out_of_time():
+            found = [Rejected(row.number, LATE, row.cells) if isinstance(row, Row) else row for row in found]
+        scored = iter(classifier.score_many([row.cells[place] for row in found if isinstance(row, Row)]))
+        captured: list[Prediction] = []
+        for row in found:
+            if isinstance(row, Rejected):
+                run.reject(row)
+                continue
+            text, id = row.cells[place], _row_id(run.job, row.number, began + index)
+            prediction = next(scored).record(id, classifier.model, source, text if settings.keep_text else None)
+            if kept(id, settings.capture_rate):
+                captured.append(prediction)
+            results.writerow([*row.cells, prediction.label, round(prediction.score, 6), prediction.id])
+            if ids is not None and own is not None:
+                ids.writerow([row.cells[own].strip(), prediction.id])
+            run.accept()
+        if captured:
+            run.lake.write_predictions(captured)
 
 
 def answer_files(run: Outcome, header: list[str]) -> tuple[Any, Any]:

@@ -84,7 +84,7 @@ class Batch:
     keep_text: bool = False
     capture_rate: float = 1.0
     max_characters: int = 50_000
-    reserve_seconds: float = 20.0
+    reserve_seconds: float = 60.0
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _model(lake: Lake, model: str) -> tuple[Card, Reference]:
     folder = f"{MODELS}{model}/"
     card = Card.from_json(lake.get(folder + artifact.CARD))
     files = lake.get_json(folder + artifact.MANIFEST)["files"]
-    maker = artifact.bound(files[artifact.MODEL], files[artifact.TOKENIZER], card.max_tokens, card.cut)
+    maker = artifact.bound(files, card.max_tokens, card.cut)
     return card, Reference.from_bytes(lake.get(folder + artifact.REFERENCE), maker)
 
 

@@ -1,6 +1,7 @@
 """The ONNX graph: it computes what torch computes, at every length, or it is not shipped."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
+from numpy.typing import NDArray
 
 from retrue import artifact
 from retrue.errors import TrainingFailed
 from retrue.training import graph as graphs
+from retrue.training import ranges
 from retrue.training.graph import Graph
 
 
@@ -20,6 +24,25 @@ from retrue.training.graph import Graph
 def exported(three: Any) -> Path:
     """The fp32 graph of three classes, as it was shipped."""
     return Path(three.model / artifact.MODEL)
+
+
+def run(path: Path, ids: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+    """Logits and projection."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found: list[NDArray[np.float32]] = session.run(["logits", "projection"], {"input_ids": ids})
+    return found
+
+
+def torchs(graph: Graph, ids: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+    """What torch says of the same texts."""
+    with torch.inference_mode():
+        return [value.numpy() for value in graph(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64))]
+
+
+def measured(graph: Graph) -> ranges.Ranges:
+    """The ranges over a few random texts."""
+    ids = torch.randint(0, graph.model.config.vocab_size, (8, 20), generator=torch.Generator().manual_seed(0))
+    return ranges.measure(graph.model, [(ids, torch.ones_like(ids))])
 
 
 def changed(exported: Path, target: Path, ending: str, where: Any) -> Path:
@@ -37,14 +60,8 @@ def changed(exported: Path, target: Path, ending: str, where: Any) -> Path:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_graph_is_right_at_every_length_and_batch(graph: Graph, exported: Path, batch: int, length: int) -> None:
     ids = np.random.default_rng(length).integers(0, graph.model.config.vocab_size, (batch, length))
-    mask = np.ones_like(ids)
-    mask[1:, (length + 1) // 2 :] = 0
-    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    logits, projection = session.run(["logits", "projection"], {"input_ids": ids, "attention_mask": mask})
-    with torch.inference_mode():
-        wanted = graph(torch.from_numpy(ids), torch.from_numpy(mask))
-    assert np.abs(logits - wanted[0].numpy()).max() < 1e-4
-    assert np.abs(projection - wanted[1].numpy()).max() < 1e-4
+    for found, wanted in zip(run(exported, ids), torchs(graph, ids), strict=True):
+        assert np.abs(found - wanted).max() < 1e-4
 
 
 def test_the_mean_of_the_middle_layer_is_told_by_main_directions_random_ones_and_what_lies_outside(
@@ -78,27 +95,86 @@ def test_all_64_directions_of_a_wide_layer_are_those_of_its_texts(graph: Graph) 
 
 
 def test_int8_weights_are_signed_and_of_seven_bits_but_for_those_of_the_drift_vector(
-    exported: Path, tmp_path: Path
+    graph: Graph, exported: Path, tmp_path: Path
 ) -> None:
-    graphs.quantise(exported, tmp_path / "int8.onnx")
-    model = onnx.load(tmp_path / "int8.onnx")
+    graphs.write(graph, tmp_path / artifact.MODEL, measured(graph), 0.8)
+    model = onnx.load(tmp_path / artifact.MODEL)
     weights = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
-    assert len(products) == 2 * 6 + 2  # six in each layer, and two in the head
+    products = [node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert len(products) == 2 * 6  # six in each layer
     for node in products:
         weight = weights[node.input[1]]
         assert weight.dtype == np.int8
-        assert np.abs(weight.astype(int)).max() <= 64
+        assert np.abs(weight.astype(int)).max() == 64
+    assert weights["words"].dtype == np.int8
     before = {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(exported).graph.initializer}
-    for name in ("matrix", "centre"):
+    for name in ("matrix", "centre", "head.0.weight", "head.1.weight"):
         np.testing.assert_array_equal(weights[name], before[name])
-    assert (tmp_path / "int8.onnx").stat().st_size < 0.65 * exported.stat().st_size
+    assert artifact.size(tmp_path) < 0.65 * artifact.size(exported.parent)
 
 
-def test_the_graph_is_of_the_opset_that_was_measured_and_has_no_fused_attention(exported: Path) -> None:
-    model = onnx.load(exported)
-    assert [item.version for item in model.opset_import if not item.domain] == [graphs.OPSET]
-    assert "Attention" not in {node.op_type for node in model.graph.node}
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_graph_is_written_as_it_is_to_be_run(graph: Graph, tmp_path: Path, precision: str) -> None:
+    path = tmp_path / artifact.MODEL
+    graphs.write(graph, path, measured(graph) if precision == "int8" else None, 0.8)
+    model = onnx.load(path, load_external_data=False)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    layers = 2
+    assert [node.name for node in model.graph.input] == ["input_ids"]  # and no mask
+    assert kinds["MultiHeadAttention"] == layers
+    assert kinds["LayerNormalization"] == 2 * layers + 1  # beside their Add, and not fused with it
+    assert "SkipLayerNormalization" not in kinds
+    assert (kinds["QuantizeLinear"], kinds["DynamicQuantizeLinear"]) == (
+        (4 * layers + 1, 0) if precision == "int8" else (0, 0)
+    )
+    large = [item for item in model.graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL]
+    assert sum(len(item.raw_data) for item in model.graph.initializer) < 30_000 < artifact.size(tmp_path)
+    assert {entry.value for item in large for entry in item.external_data if entry.key == "location"} == {"weights.bin"}
+
+
+def test_of_the_last_layer_only_the_first_token_is_computed(graph: Graph, exported: Path) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(exported))
+    slices = [node for node in model.graph.node if node.op_type == "Slice"]
+    assert len(slices) == 2  # of the positions, and of the last layer's input
+    gelus = [node for node in model.graph.node if node.op_type == "Gelu"]
+    session = onnxruntime.InferenceSession(_with_output(model, gelus[-1].output[0]), providers=["CPUExecutionProvider"])
+    assert session.run([gelus[-1].output[0]], {"input_ids": np.ones((2, 9), np.int64)})[0].shape[:2] == (2, 1)
+
+
+def _with_output(model: onnx.ModelProto, name: str) -> bytes:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return bytes(copy.SerializeToString())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 0.8])
+def test_int8_is_near_to_fp32_and_says_the_same_of_a_text_alone_and_in_company(
+    graph: Graph, tmp_path: Path, smoothing: float
+) -> None:
+    path = tmp_path / artifact.MODEL
+    graphs.write(graph, path, measured(graph), smoothing)
+    ids = np.random.default_rng(1).integers(0, graph.model.config.vocab_size, (5, 20))
+    logits, projection = run(path, ids)
+    wanted = torchs(graph, ids)
+    assert np.abs(logits - wanted[0]).max() < 0.1 * np.abs(wanted[0]).max()
+    for row in range(5):
+        alone = run(path, ids[row : row + 1])
+        assert alone[0].tobytes() == logits[row].tobytes()
+        np.testing.assert_allclose(alone[1][0], projection[row], atol=1e-6)
+
+
+def test_a_bert_with_its_pooler_and_first_segment_becomes_a_graph_too(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=90, num_labels=3, max_position_embeddings=40, **shape)
+    model = transformers.BertForSequenceClassification._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    bert = Graph(model).eval()
+    graphs.write(bert, tmp_path / artifact.MODEL)
+    graphs.prove(bert, tmp_path / artifact.MODEL)
 
 
 def test_a_graph_that_computes_what_torch_computes_passes(graph: Graph, exported: Path) -> None:
@@ -106,7 +182,7 @@ def test_a_graph_that_computes_what_torch_computes_passes(graph: Graph, exported
 
 
 def test_a_graph_that_computes_something_else_is_not_shipped(graph: Graph, exported: Path, tmp_path: Path) -> None:
-    wrong = changed(exported, tmp_path / "wrong.onnx", "model.classifier.bias", np.s_[:1])
+    wrong = changed(exported, tmp_path / "wrong.onnx", "head.1.bias", np.s_[:1])
     with pytest.raises(TrainingFailed, match=r"logits differ from torch's by 0\.01"):
         graphs.prove(graph, wrong)
 
@@ -120,6 +196,6 @@ def test_a_graph_with_another_residual_is_not_shipped(graph: Graph, exported: Pa
 def test_a_graph_that_is_wrong_only_beyond_the_trained_length_is_not_shipped(
     graph: Graph, exported: Path, tmp_path: Path
 ) -> None:
-    wrong = changed(exported, tmp_path / "wrong.onnx", "position_embeddings.weight", np.s_[300:, ::2])
+    wrong = changed(exported, tmp_path / "wrong.onnx", "positions", np.s_[300:, ::2])
     with pytest.raises(TrainingFailed, match="at 512 tokens"):
         graphs.prove(graph, wrong)

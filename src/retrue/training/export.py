@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from retrue.artifact import Card
 from retrue.classifier import Classifier, Scored
 from retrue.dataset import Example
 from retrue.records import iso
-from retrue.training import batches, page, pictures, tokens
+from retrue.training import batches, page, pictures, ranges, tokens
 from retrue.training import graph as graphs
 from retrue.training.encoder import FACTS as ENCODER
 from retrue.training.finetune import Progress, Result, silent
@@ -33,7 +33,10 @@ from retrue.training.tokens import Tokens
 AGREEMENT = 0.985  # share of compared rows that int8 must label as fp32 does
 TOLERATED_LOSS = 0.005  # of accuracy on them
 EVALUATED = 2_500  # rows of a split that are scored at most
-SPANNED = 500  # training rows at most, whose main directions the drift residual leaves out
+SPANNED = 500  # training rows at most, whose main directions the drift residual leaves out and whose ranges scale int8
+CHOOSING = 200  # other training rows, by which the smoothing is chosen
+SMOOTHINGS = (0.0, 0.6, 0.7, 0.8, 0.9)  # shares that are tried
+USUAL = 0.8  # where there is nothing to choose by
 BUDGET = 4_096  # padded tokens of a pass over them
 READ = 256  # tokens of a text that an untrained encoder reads
 COMPARED = 2_000  # rows that are scored by both graphs at most
@@ -75,9 +78,12 @@ def export(
 
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         progress(0.0, "exporting the graph")
-        texts = [row.text for row in _sample(datasets.read(dataset, "train"), SPANNED)]
+        texts = [row.text for row in _sample(datasets.read(dataset, "train"), SPANNED + CHOOSING)]
+        every = max(2, len(texts) // CHOOSING)
+        choosing, spanned = texts[::every], [text for number, text in enumerate(texts) if number % every]
         tokenizer = Tokenizer.from_file(str(out / artifact.TOKENIZER))
-        graph.fit(_means(graph, tokens.write(Path(scratch, "tokens"), tokenizer, texts, blank.max_tokens, blank.cut)))
+        read = tokens.write(Path(scratch, "tokens"), tokenizer, spanned, blank.max_tokens, blank.cut)
+        graph.fit(_means(graph, read))
         full, small = Path(scratch, "fp32"), Path(scratch, "int8")
         for folder in (full, small):
             folder.mkdir()
@@ -85,8 +91,8 @@ def export(
             (folder / artifact.CARD).write_text(blank.to_json())
         graphs.write(graph, full / artifact.MODEL)
         graphs.prove(graph, full / artifact.MODEL)
-        progress(0.2, "quantising")
-        graphs.quantise(full / artifact.MODEL, small / artifact.MODEL)
+        progress(0.1, "quantising")
+        smoothing = _quantise(graph, ranges.measure(graph.model, _passes(graph, read)), full, small, choosing)
         progress(0.3, "comparing int8 with fp32")
         # Test rows first: nothing was chosen by them yet. The validation rows chose the checkpoint by what fp32
         # answered, so they flatter fp32, and stand in only where there are too few test rows.
@@ -94,10 +100,12 @@ def export(
         classifiers = {folder: Classifier(folder) for folder in (full, small)}
         by_both = {folder: _score(classifier, rows[:COMPARED]) for folder, classifier in classifiers.items()}
         comparison = compare([row.label for row in rows[:COMPARED]], by_both[full], by_both[small])
+        comparison["smoothing"] = smoothing
         chosen = small if comparison["shipped"] else full
         progress(0.7, "scoring the other held-out rows")
         answers = by_both[chosen] + _score(classifiers[chosen], rows[COMPARED:])
-        shutil.move(chosen / artifact.MODEL, out / artifact.MODEL)
+        for name in (artifact.MODEL, artifact.WEIGHTS):
+            shutil.move(chosen / name, out / name)
 
     progress(0.9, "calibrating and measuring")
     temperature = metrics.fit_temperature(
@@ -112,8 +120,7 @@ def export(
             metrics.softmax(_logits(answers) / temperature),
         ),
         made_by=artifact.bound(
-            artifact.sha256(out / artifact.MODEL),
-            artifact.sha256(out / artifact.TOKENIZER),
+            {name: artifact.sha256(out / name) for name in (artifact.MODEL, artifact.WEIGHTS, artifact.TOKENIZER)},
             blank.max_tokens,
             blank.cut,
         ),
@@ -172,10 +179,11 @@ def reader(encoder: Path, out: Path) -> None:
         made.mkdir()
         shutil.copyfile(encoder / "tokenizer.json", made / artifact.TOKENIZER)
         tokenizer = Tokenizer.from_file(str(made / artifact.TOKENIZER))
-        graph.fit(_means(graph, tokens.write(Path(scratch, "tokens"), tokenizer, texts, most, card.cut)))
-        graphs.write(graph, Path(scratch, "fp32.onnx"))
-        graphs.prove(graph, Path(scratch, "fp32.onnx"))
-        graphs.quantise(Path(scratch, "fp32.onnx"), made / artifact.MODEL)
+        read = tokens.write(Path(scratch, "tokens"), tokenizer, texts, most, card.cut)
+        graph.fit(_means(graph, read))
+        graphs.write(graph, made / artifact.MODEL)
+        graphs.prove(graph, made / artifact.MODEL)
+        graphs.write(graph, made / artifact.MODEL, ranges.measure(graph.model, _passes(graph, read)), USUAL)
         (made / artifact.CARD).write_text(card.to_json())
         made.rename(out)
 
@@ -225,14 +233,33 @@ def _score(classifier: Classifier, rows: Sequence[Example]) -> list[Scored]:
         return list(pool.map(classifier.score, [row.text for row in rows]))
 
 
-def _means(graph: graphs.Graph, texts: Tokens) -> torch.Tensor:
-    """What the graph's middle layer is in the mean over each text, shortest texts last (texts, width)."""
-    found = []
+def _quantise(graph: graphs.Graph, found: ranges.Ranges, full: Path, small: Path, texts: Sequence[str]) -> float:
+    """Write the int8 graph whose scores on these texts are nearest to those of the fp32 one; its smoothing."""
+    exact = _scores(full, texts)
+    apart = {}
+    for share in SMOOTHINGS:
+        graphs.write(graph, small / artifact.MODEL, found, share)
+        apart[share] = float(np.abs(_scores(small, texts) - exact).mean())
+    best = min(apart, key=lambda share: apart[share])
+    graphs.write(graph, small / artifact.MODEL, found, best)
+    return best
+
+
+def _scores(folder: Path, texts: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([list(answer.scores.values()) for answer in Classifier(folder).score_many(texts)])
+
+
+def _passes(graph: graphs.Graph, texts: Tokens) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Texts as padded ids and their mask, shortest last."""
     for part in batches.passes(np.arange(len(texts)), texts.lengths, BUDGET):
         ids, mask = batches.padded(texts, part, graph.model.config.pad_token_id, torch.device("cpu"))
-        with torch.no_grad():
-            found.append(graph.answer(ids, torch.ones_like(ids) if mask is None else mask)[1])
-    return torch.cat(found)
+        yield ids, torch.ones_like(ids) if mask is None else mask
+
+
+def _means(graph: graphs.Graph, texts: Tokens) -> torch.Tensor:
+    """What the graph's middle layer is in the mean over each text, shortest texts last (texts, width)."""
+    with torch.no_grad():
+        return torch.cat([graph.answer(ids, mask)[1] for ids, mask in _passes(graph, texts)])
 
 
 def _logits(answers: Sequence[Scored]) -> NDArray[np.float32]:

@@ -1,24 +1,32 @@
-"""One ONNX graph of a trained classifier: written, proved against torch, and made small."""
+"""The ONNX graph of a trained classifier: built from its weights as it is to be run, and proved against torch.
 
-import logging
-import warnings
+Each operator is chosen for onnxruntime on a CPU, which is to change nothing when it loads the graph (decision 0020).
+Texts come in one length and without padding, so attention needs no mask. Of the last layer only [CLS] is computed,
+which is all that the head reads.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 import transformers
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from retrue.artifact import PROJECTIONS
+from retrue.artifact import CAPTURED, PROJECTIONS, WEIGHTS
 from retrue.errors import TrainingFailed
+from retrue.training import anatomy
+from retrue.training.ranges import Key, Ranges
 
-# The newest without the fused Attention operator, which cannot be quantised: 20 to 24 gave files of the same size and
-# 24 to 25 ms of CPU for a text of 128 tokens, within the noise of each other.
-OPSET = 22
+OPSET, IR = 22, 10
+MICROSOFT = "com.microsoft"
+LARGEST = 64  # of an int8 weight: 7 bits, so that no sum of two products overflows on CPUs without VNNI
+ALONE = 1_024  # bytes of a weight that lies in the file of its own
 TOLERANCE = 1e-4  # between torch and the fp32 graph, absolute
 PROBED = 8  # lengths at which the graph is compared with torch
 PROJECTION_SEED = 64
@@ -71,53 +79,191 @@ class Graph(nn.Module):
         self.matrix[:, : self.main] = directions[:, -self.main :].float()
 
 
-def write(graph: Graph, path: Path) -> None:
-    """Export with free batch and length, and the weights inside the one file."""
-    tokens = torch.randint(0, graph.model.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
-    positions = graph.model.config.max_position_embeddings
-    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=positions)}
-    told = logging.getLogger("torch.onnx._internal.exporter")
-    level = told.level
-    with warnings.catch_warnings():
-        # torch warns of its own deprecated class, and that two inputs share the axes that are meant to be shared.
-        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", "# The axis name: (batch|length) will not be used", UserWarning)
-        told.setLevel(logging.ERROR)  # it warns of torchvision, which no text needs
-        try:
-            torch.onnx.export(
-                graph,
-                (tokens, torch.ones_like(tokens)),
-                path,
-                input_names=["input_ids", "attention_mask"],
-                output_names=["logits", "projection"],
-                dynamic_shapes={"input_ids": shape, "attention_mask": shape},
-                opset_version=OPSET,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
+def write(graph: Graph, path: Path, ranges: Ranges | None = None, smoothing: float = 0.0) -> None:
+    """Write the graph at `path` and its weights beside it, as fp32, or as int8 where the ranges are given.
+
+    `smoothing` is the share of a channel's largeness that is moved into the weights. What only the projection needs,
+    the head and attention itself stay fp32: they are next to nothing, and coarse steps would blur small distances.
+    """
+    with torch.inference_mode():
+        made = _Writer(ranges, smoothing)
+        _classifier(made, graph)
+    batch, length = "batch", "length"
+    outputs = {"logits": graph.model.config.num_labels, "projection": CAPTURED}
+    whole = helper.make_graph(
+        made.nodes,
+        "classifier",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [batch, length])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, width]) for name, width in outputs.items()],
+        list(made.weights.values()),
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    model = helper.make_model(whole, opset_imports=opsets, ir_version=IR)
+    path.with_name(WEIGHTS).unlink(missing_ok=True)  # onnx appends to a file that is there
+    onnx.save(model, path, save_as_external_data=True, location=WEIGHTS, size_threshold=ALONE)
+
+
+class _Writer:
+    """Operators in the order in which they are run, and their weights by name."""
+
+    def __init__(self, ranges: Ranges | None, smoothing: float) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, onnx.TensorProto] = {}
+        self.ranges, self.smoothing = ranges, smoothing
+
+    def add(self, kind: str, *inputs: str, outputs: int | str = 1, domain: str = "", **attributes: Any) -> Any:
+        """One operator; the name of its output, or the names where there are several."""
+        name = f"{kind}_{len(self.nodes)}"
+        names = [outputs] if isinstance(outputs, str) else [f"{name}.{number}" for number in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
+        return names[0] if len(names) == 1 else names
+
+    def weight(self, name: str, value: Any) -> str:
+        """A constant; the same name is written once."""
+        array = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        self.weights.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def normalise(self, x: str, name: str, norm: nn.LayerNorm) -> str:
+        weight, bias = self.weight(f"{name}.weight", norm.weight), self.weight(f"{name}.bias", norm.bias)
+        return str(self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=norm.eps))
+
+    def product(self, x: str, name: str, module: nn.Linear) -> str:
+        """What torch's Linear does, in fp32."""
+        times = self.add("MatMul", x, self.weight(f"{name}.weight", module.weight.T))
+        return str(self.add("Add", times, self.weight(f"{name}.bias", module.bias)))
+
+    def products(self, x: str, key: Key, modules: Mapping[str, nn.Linear], merged: bool = False) -> list[str]:
+        """The products of one input with several weights, as int8 where its range is known.
+
+        Where an earlier product gives the input smoothed already, it is `merged`.
+        """
+        if self.ranges is None:
+            return [self.product(x, f"{key[0]}.{name}", module) for name, module in modules.items()]
+        smoothing = self.ranges[key].smoothing(self.smoothing)
+        step, zero = self.ranges[key].scale(smoothing)
+        place = f"{key[0]}.{key[1]}"
+        if self.smoothing and not merged:
+            x = self.add("Mul", x, self.weight(f"{place}.smoothing", 1 / smoothing))
+        scale, point = self.weight(f"{place}.scale", step), self.weight(f"{place}.zero", zero)
+        small = self.add("QuantizeLinear", x, scale, point)
+        return [
+            self._quantised(small, scale, point, f"{key[0]}.{name}", module, smoothing)
+            for name, module in modules.items()
+        ]
+
+    def _quantised(
+        self, x: str, scale: str, zero: str, name: str, module: nn.Linear, smoothing: NDArray[np.float32]
+    ) -> str:
+        full = module.weight.T.numpy() * smoothing[:, None]
+        steps = np.maximum(np.abs(full).max(axis=0), np.finfo(np.float32).tiny) / LARGEST
+        small = np.rint(full / steps).astype(np.int8)
+        return str(
+            self.add(
+                "MatMulIntegerToFloat",
+                x,
+                self.weight(f"{name}.weight", small),
+                scale,
+                self.weight(f"{name}.steps", steps.astype(np.float32)),
+                zero,
+                self.weight(f"{name}.zeros", np.zeros(steps.shape, np.int8)),
+                self.weight(f"{name}.bias", module.bias),
+                domain=MICROSOFT,
             )
-        finally:
-            told.setLevel(level)
+        )
+
+    def divided(self, module: nn.Linear, key: Key) -> nn.Linear:
+        """A product whose outputs come smoothed, as the one at `key` wants what attention mixes of them."""
+        if self.ranges is None:
+            return module
+        smoothing = torch.from_numpy(self.ranges[key].smoothing(self.smoothing))
+        made = nn.Linear(module.in_features, module.out_features)
+        made.weight.copy_(module.weight / smoothing[:, None])
+        made.bias.copy_(module.bias / smoothing)
+        return made
+
+
+def _classifier(made: _Writer, graph: Graph) -> None:
+    parts = anatomy.of(graph.model)
+    x = _embedded(made, parts)
+    layers = len(parts.blocks)
+    for number, block in enumerate(parts.blocks):
+        if number == graph.layer:
+            _project(made, graph, x)
+        x = _layer(made, x, number, block, parts.heads, last=number == layers - 1)
+    x = made.add("Squeeze", x, made.weight("axis", np.array([1])))
+    for number, (module, activation) in enumerate(parts.head):
+        last = number == len(parts.head) - 1
+        name = f"head.{number}"
+        weight, bias = made.weight(f"{name}.weight", module.weight.T), made.weight(f"{name}.bias", module.bias)
+        x = made.add("Gemm", x, weight, bias, outputs="logits" if last else 1)
+        x = made.add(activation, x) if activation else x
+
+
+def _embedded(made: _Writer, parts: anatomy.Anatomy) -> str:
+    """The words, as bytes with a scale for each where the graph is int8, and the positions."""
+    if made.ranges is None:
+        words = made.add("Gather", made.weight("words", parts.words), "input_ids")
+    else:
+        full = parts.words.numpy()
+        steps = np.maximum(np.abs(full).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
+        small = made.add("Gather", made.weight("words", np.rint(full / steps).astype(np.int8)), "input_ids")
+        scales = made.add("Gather", made.weight("words.steps", steps.astype(np.float32)), "input_ids")
+        words = made.add("Mul", made.add("Cast", small, to=TensorProto.FLOAT), scales)
+    length = made.add("Shape", "input_ids", start=1, end=2)
+    first = made.weight("first", np.array([0]))
+    positions = made.add("Slice", made.weight("positions", parts.positions), first, length, first)
+    return made.normalise(made.add("Add", words, positions), "embedded", parts.embedded)
+
+
+def _layer(made: _Writer, x: str, number: int, block: anatomy.Block, heads: int, last: bool) -> str:
+    names = {"query": block.query, "key": block.key, "value": made.divided(block.value, (number, "merge"))}
+    asking = x
+    if last:
+        first, second, axis = (made.weight(n, np.array([v])) for n, v in (("first", 0), ("second", 1), ("axis", 1)))
+        asking = made.add("Slice", x, first, second, axis)
+        query = made.products(asking, (number, "attend"), {"query": names.pop("query")})
+        query += made.products(x, (number, "attend"), names)
+    else:
+        query = made.products(x, (number, "attend"), names)
+    mixed = made.add("MultiHeadAttention", *query, domain=MICROSOFT, num_heads=heads)
+    (merged,) = made.products(mixed, (number, "merge"), {"merge": block.merge}, merged=True)
+    x = made.normalise(made.add("Add", merged, asking), f"{number}.merged", block.merged)
+    (wide,) = made.products(x, (number, "expand"), {"expand": block.expand})
+    wide = made.add("Gelu", wide, domain=MICROSOFT)
+    (narrow,) = made.products(wide, (number, "contract"), {"contract": block.contract})
+    return made.normalise(made.add("Add", narrow, x), f"{number}.contracted", block.contracted)
+
+
+def _project(made: _Writer, graph: Graph, x: str) -> None:
+    """The second output, as Graph.forward has it."""
+    mean = made.add("ReduceMean", x, made.weight("axis", np.array([1])), keepdims=0)
+    apart = made.add("Sub", mean, made.weight("centre", graph.centre))
+    projection = made.add("MatMul", apart, made.weight("matrix", graph.matrix))
+    span = graph.matrix[:, : graph.main]
+    inside = made.add("MatMul", made.add("MatMul", apart, made.weight("span", span)), made.weight("span.back", span.T))
+    outside = made.add("Sub", apart, inside)
+    residual = made.add("ReduceL2", outside, made.weight("axis", np.array([1])), keepdims=1)
+    made.add("Concat", projection, residual, outputs="projection", axis=1)
 
 
 def prove(graph: Graph, path: Path) -> None:
-    """Compare the graph with torch on random texts, padded and not, of 1 token, all positions, and lengths between.
+    """Compare the graph with torch on random texts, alone and in pairs, of 1 token, all positions, and lengths between.
 
     TrainingFailed where they differ: whoever serves the graph may feed longer texts than it was trained on.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
     positions = graph.model.config.max_position_embeddings
     lengths = [1, positions, *random.integers(1, positions + 1, PROBED - 2).tolist()]
     for number, length in enumerate(lengths):
         ids = random.integers(0, graph.model.config.vocab_size, (1 + number % 2, length))
-        mask = np.ones_like(ids)
-        mask[1:, (length + 1) // 2 :] = 0
-        answers = session.run(["logits", "projection"], {"input_ids": ids, "attention_mask": mask})
+        answers = session.run(["logits", "projection"], {"input_ids": ids})
         with torch.inference_mode():
-            expected = graph(torch.from_numpy(ids), torch.from_numpy(mask))
+            expected = graph(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64))
         for name, answer, wanted in zip(("logits", "projection"), answers, expected, strict=True):
             difference = float(np.abs(answer - wanted.numpy()).max())
             if not difference <= TOLERANCE:
@@ -125,35 +271,3 @@ def prove(graph: Graph, path: Path) -> None:
                     f"the exported graph's {name} differ from torch's by {difference:.2g} at {length} tokens "
                     f"(allowed {TOLERANCE:g}): train again, and keep the torch and onnx versions of the lock file"
                 )
-
-
-def quantise(path: Path, target: Path) -> None:
-    """Signed 7-bit weights with a scale per channel: no product overflows on CPUs without VNNI, so all hosts agree.
-
-    What only the projection needs stays as it is: it is next to nothing, and coarse steps would blur small distances.
-    """
-    model = onnx.load(path)
-    exact = _unshared(model.graph, "projection", "logits")
-    # The exporter's own shapes contradict those that the quantiser infers after it has renamed values.
-    del model.graph.value_info[:]
-    add_pre_process_metadata(model)  # the exporter has already folded and inferred what the quantiser would ask for
-    quantize_dynamic(
-        model, target, nodes_to_exclude=exact, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8
-    )
-
-
-def _unshared(graph: onnx.GraphProto, output: str, other: str) -> list[str]:
-    """The names of the nodes that one output needs and another does not."""
-    makers = {name: node for node in graph.node for name in node.output}
-
-    def needed(output: str) -> dict[str, None]:
-        found: dict[str, None] = {}
-        wanted = [output]
-        while wanted:
-            node = makers.get(wanted.pop())
-            if node is not None and node.name not in found:
-                found[node.name] = None
-                wanted += node.input
-        return found
-
-    return list(needed(output).keys() - needed(other).keys())
