@@ -248,15 +248,15 @@ def test_a_crash_in_the_middle_and_another_run_give_one_record_a_row(
 ) -> None:
     monkeypatch.setattr(scoring, "CHUNK", 4)
     body = csv_file([["text"], *[[text] for text in TEXTS]])
-    score, calls = Classifier.score, itertools.count(1)
+    score, calls = Classifier.score_many, itertools.count(1)
 
-    def crash_at_the_tenth(self: Classifier, text: str) -> Any:
-        if next(calls) == 10:
+    def crash_at_the_third(self: Classifier, texts: list[str]) -> Any:
+        if next(calls) == 3:
             raise CrashingError
-        return score(self, text)
+        return score(self, texts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "score", crash_at_the_tenth)
+        patch.setattr(Classifier, "score_many", crash_at_the_third)
         with pytest.raises(CrashingError):
             drop(lake, classifier, body)
     crashed = lake.read_job(jobs.job_id(BUCKET, "incoming/reviews.csv", "identity"))
@@ -285,8 +285,11 @@ def test_a_job_that_failed_for_want_of_a_model_is_taken_up_with_the_next_one(lak
     assert (taken_up.state, taken_up.model, taken_up.error) == ("running", "first", None)
 
 
-def test_rows_that_time_does_not_allow_are_handed_back(lake: Lake, classifier: Classifier) -> None:
-    left = iter([100.0, 50.0, 20.5, 19.9])
+def test_rows_that_time_does_not_allow_are_handed_back(
+    lake: Lake, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    left = iter([60.5, 59.9])
     body = csv_file([["id", "text"], *[[str(n), text] for n, text in enumerate(TEXTS)], ["12", ""]])
     job = drop(lake, classifier, body, remaining=lambda: next(left))
     assert (job.state, job.rows, job.accepted, job.rejected) == ("done", 13, 3, 10)

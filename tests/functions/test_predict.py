@@ -283,10 +283,10 @@ def test_an_answer_that_cannot_be_kept_is_a_500_and_not_given(
 def test_a_defect_is_a_500_whose_log_has_the_place_and_not_the_text(
     model: str, api: ModuleType, ask: Ask, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def defect(text: str) -> None:
-        raise ValueError(f"cannot make sense of {text!r}")
+    def defect(texts: list[str]) -> None:
+        raise ValueError(f"cannot make sense of {texts!r}")
 
-    monkeypatch.setattr(api.serving().classifier, "score", defect)
+    monkeypatch.setattr(api.serving().classifier, "score_many", defect)
     problem = assert_problem(ask(event("predict-one", {"inputs": SECRET})), 500, "internal")
     failed = next(line for line in lines(log) if line["message"] == "failed")
     assert failed["kind"] == "ValueError"

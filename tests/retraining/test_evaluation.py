@@ -104,7 +104,7 @@ def test_both_models_are_measured_and_cost_the_same_where_they_are_the_same(
 ) -> None:
     evidence = evaluate(lake, tiny_dataset, tiny_model, champion=contrary)["evidence"]
     ours, theirs = evidence["candidate"], evidence["champion"]
-    size = (tiny_model / artifact.MODEL).stat().st_size
+    size = artifact.size(tiny_model)
     assert (ours["size"], theirs["size"]) == (size, size)
     # One and the same graph; the turns that they take keep the rest of the machine out of it.
     assert 0.67 < ours["milliseconds"] / theirs["milliseconds"] < 1.5

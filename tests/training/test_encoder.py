@@ -108,6 +108,26 @@ def test_a_folder_that_lacks_a_file_is_refused_with_its_name(bert: BertModel, tm
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"model_type": "roberta"}, "of the type roberta"),
+        ({"hidden_act": "relu"}, "activation is relu"),
+        ({"position_embedding_type": "relative_key"}, "positions are relative_key"),
+    ],
+)
+def test_an_encoder_that_no_graph_can_be_made_of_is_refused_before_anything_is_trained(
+    bert: BertModel, tiny_encoder: Path, tmp_path: Path, changed: dict[str, str], reason: str
+) -> None:
+    encoder.save(bert, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_bytes((tiny_encoder / "tokenizer.json").read_bytes())
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(BadEncoder, match=reason):
+        encoder.resolve(str(tmp_path / "other"), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_a_checkpoint_of_the_hub_is_kept_under_its_name(tiny_encoder: Path, tmp_path: Path) -> None:
     # The hub's own cache stands in for the hub; it is read once, at import, so this needs a process of its own.
     repository = tmp_path / "hub" / "models--somebody--tiny"

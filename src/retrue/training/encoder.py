@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from retrue.errors import BadEncoder
+from retrue.training import anatomy
 from retrue.training.settings import DEFAULT
 
 # The same two files lie in each of these packages; the first also carries the licence.
@@ -201,6 +202,7 @@ def _snapshot(name: str, made: Path) -> None:
 
 
 def _finish(made: Path, name: str, notice: str) -> None:
+    anatomy.check(json.loads(_need(made, "config.json").read_text()))
     tokenizer = Tokenizer.from_file(str(_need(made, "tokenizer.json")))
     tokenizer.no_truncation()
     tokenizer.no_padding()
