@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from moto import mock_aws
 from retrue import answers, artifact
 from retrue.answers import Answers
 from retrue.classifier import Classifier
-from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, TooLarge, UnknownLabel
+from retrue.errors import BadInput, ModelRefused, NoLake, NoModel, NotFound, TooLarge, UnknownLabel
 from retrue.intake import Intake
 from retrue.lake import CAPTURE, FEEDBACK, Lake
 from retrue.metrics import softmax
@@ -162,6 +163,30 @@ def test_feedback_with_an_unknown_label_lists_the_known_ones_and_not_the_given(
     assert list(lake.keys(FEEDBACK)) == []
 
 
+def test_an_explanation_is_not_kept(classifier: Classifier, lake: Lake) -> None:
+    found = made(classifier, lake).explain(TEXTS[0])
+    said = classifier.score(TEXTS[0])
+    assert (found.label, found.score) == (said.label, said.score)
+    assert list(lake.keys("")) == []
+
+
+def test_an_explanation_takes_no_more_runs_than_the_deployment_allows(classifier: Classifier, lake: Lake) -> None:
+    ours = made(classifier, lake, explain_runs=10)
+    assert ours.explain("word " * 50).runs <= 10
+    assert ours.explain("word " * 50, 8).runs <= 8
+    with pytest.raises(BadInput, match="11 runs of the model are more than the 10 that one explanation may take"):
+        ours.explain(TEXTS[0], 11)
+
+
+def test_without_a_lake_answers_are_given_and_nothing_is_known_of_them(classifier: Classifier) -> None:
+    ours = Answers(classifier, None, Predict("none", "test"))
+    (found,) = ours.predict(TEXTS[:1], NOW, os.urandom)
+    assert found.scores == classifier.score(TEXTS[0]).scores
+    for ask in (lambda: ours.feedback(found.id, "positive", NOW), lambda: answers.find_job(None, "0f1e2d")):
+        with pytest.raises(NoLake, match=r"there is no lake: name a bucket \(BUCKET\)"):
+            ask()
+
+
 def test_a_probe_is_answered_and_not_kept(classifier: Classifier, lake: Lake) -> None:
     answer = made(classifier, lake, max_inputs=1).probe(TEXTS)
     assert answer == {"model": classifier.model, "scores": [classifier.score(text).scores for text in TEXTS]}
@@ -226,6 +251,22 @@ def test_a_model_that_is_not_in_the_lake_is_refused(lake: Lake, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_in_a_folder_needs_no_lake(classifier: Classifier, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a model & more"
+    shutil.copytree(tiny_model, folder)
+    assert answers.fetch_model(None, folder.as_uri(), tmp_path / "none").model == classifier.model
+    (folder / artifact.GOLDEN).write_text("[]")
+    with pytest.raises(ModelRefused, match=r"golden\.json"):
+        answers.fetch_model(None, folder.as_uri(), tmp_path)
+    with pytest.raises(ModelRefused, match=r"holds no manifest\.json"):
+        answers.fetch_model(None, (tmp_path / "nothing").as_uri(), tmp_path)
+
+
+def test_a_model_in_a_bucket_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="another bucket"):
+        answers.fetch_model(None, "s3://lake/models/0123456789ab/", tmp_path)
+
+
 def test_a_model_of_another_bucket_is_refused(lake: Lake, uri: str, tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="another bucket"):
         answers.fetch_model(lake, uri.replace("s3://lake/", "s3://pond/"), tmp_path)
@@ -259,6 +300,18 @@ def test_with_a_key_only_a_signed_model_is_served(
     assert list(tmp_path.iterdir()) == []
     lake.put(signature, Signer(key).sign(manifest))
     assert answers.fetch_model(lake, uri, tmp_path, key).model == artifact.identity(tiny_model)
+
+
+def test_with_a_key_a_folder_has_to_be_signed_too(lake: Lake, key: str, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    with pytest.raises(ModelRefused, match="is not signed"):
+        answers.fetch_model(None, folder.as_uri(), tmp_path, key)
+    (folder / artifact.SIGNATURE).write_bytes(b"nonsense")
+    with pytest.raises(ModelRefused, match="not signed by this deployment's key"):
+        answers.fetch_model(None, folder.as_uri(), tmp_path, key)
+    (folder / artifact.SIGNATURE).write_bytes(Signer(key).sign((folder / artifact.MANIFEST).read_bytes()))
+    assert answers.fetch_model(None, folder.as_uri(), tmp_path, key).model == artifact.identity(tiny_model)
 
 
 def test_a_whole_model_under_another_models_name_is_refused(lake: Lake, tiny_model: Path, tmp_path: Path) -> None:

@@ -17,20 +17,22 @@ from retrue import answers, settings
 from retrue.answers import Answers
 from retrue.errors import RetrueError
 from retrue.lake import Lake
-from retrue.records import Job
+from retrue.records import Job, Prediction
 from retrue.telemetry import Metric, publish
-from shapes import Feedback, Health, Inputs, Model, Predictions, Truth, answer
+from shapes import Explanation, Feedback, Guesses, Health, Inputs, Model, Predictions, Question, Texts, Truth, answer
 
-MODEL_HEADER = "x-retrue-model"
+MODEL_HEADER, IDS_HEADER = "x-retrue-model", "x-retrue-predictions"
+MOST_IDS = 64  # in a header: API Gateway takes 10 kB of them all
+MODEL_TOLD, IDS_TOLD = "The model that answered.", f"Ids of the predictions, for feedback, of {MOST_IDS} texts at most."
 logger = Logger(service="predict")
 app = APIGatewayRestResolver(enable_validation=True, debug=False)
 problems.register(app, logger)
 
 
 @cache
-def deployment() -> tuple[settings.Predict, Lake]:
+def deployment() -> tuple[settings.Predict, Lake | None]:
     read = settings.read(settings.Predict, os.environ)
-    return read, Lake(read.bucket)
+    return read, None if read.bucket == settings.NO_BUCKET else Lake(read.bucket)
 
 
 @cache
@@ -43,13 +45,41 @@ def serving() -> Answers:
 @app.post(
     "/v1/predict",
     summary="Classify one text or several",
-    responses=documented(Predictions, 413, 503, body=True, headers={MODEL_HEADER: "The model that answered."}),
+    responses=documented(Predictions, 413, 503, body=True, headers={MODEL_HEADER: MODEL_TOLD}),
 )
 def predict(body: Inputs) -> Response[str]:
-    found = serving().predict(body.inputs, time.time_ns() // 1_000_000, os.urandom)
-    model, tokens = found[0].model, sum(prediction.tokens for prediction in found)
-    logger.append_keys(model=model, inputs=len(found), tokens=tokens)
-    return answer(Predictions.of(model, found).model_dump_json(), {MODEL_HEADER: model})
+    found = predicted(body.inputs)
+    return answer(Predictions.of(found[0].model, found).model_dump_json(), {MODEL_HEADER: found[0].model})
+
+
+@app.post(
+    "/v1/text-classification",
+    summary="Classify as Hugging Face's clients ask for it",
+    responses=documented(Guesses, 413, 503, body=True, headers={MODEL_HEADER: MODEL_TOLD, IDS_HEADER: IDS_TOLD}),
+)
+def classify(body: Texts) -> Response[str]:
+    found = predicted(body.inputs)
+    ids = {IDS_HEADER: ",".join(one.id for one in found)} if len(found) <= MOST_IDS else {}
+    guesses = Guesses.of(found, body.parameters.top_k)
+    return answer(guesses.model_dump_json(), {MODEL_HEADER: found[0].model, **ids})
+
+
+def predicted(texts: list[str]) -> list[Prediction]:
+    found = serving().predict(texts, time.time_ns() // 1_000_000, os.urandom)
+    tokens = sum(prediction.tokens for prediction in found)
+    logger.append_keys(model=found[0].model, inputs=len(found), tokens=tokens)
+    return found
+
+
+@app.post(
+    "/v1/explain",
+    summary="Tell which words moved a score",
+    responses=documented(Explanation, 413, 503, body=True, headers={MODEL_HEADER: MODEL_TOLD}),
+)
+def explain(body: Question) -> Response[str]:
+    told, model = serving().explain(body.inputs, body.runs), serving().classifier.model
+    logger.append_keys(model=model, inputs=1, runs=told.runs)
+    return answer(Explanation.of(model, body.inputs, told).model_dump_json(), {MODEL_HEADER: model})
 
 
 @app.post("/v1/feedback", summary="Tell the truth about a prediction", responses=documented(Truth, 404, 503, body=True))

@@ -13,7 +13,7 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestUnsupportedContentType, RequestValidationError
 
-from retrue.errors import BadInput, ModelRefused, NoModel, NotFound, RetrueError, TooLarge, UnknownLabel
+from retrue.errors import BadInput, ModelRefused, NoLake, NoModel, NotFound, RetrueError, TooLarge, UnknownLabel
 from shapes import Problem, Reason
 
 MEDIA_TYPE = "application/problem+json"
@@ -24,12 +24,14 @@ TITLES = {
     401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
+    408: "Request Timeout",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
     429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
+    504: "Gateway Timeout",
 }
 
 
@@ -50,6 +52,7 @@ KINDS: dict[type[Exception], Kind] = {
     TooLarge: Kind(413, "too-large"),
     UnknownLabel: Kind(422, "unknown-label"),
     NotFound: Kind(404, "not-found"),
+    NoLake: Kind(404, "no-lake"),
     NotFoundError: Kind(404, "not-found", "There is no such path, or not with this method."),
     RequestUnsupportedContentType: MEDIA,
     NoModel: Kind(503, "no-model"),
@@ -63,6 +66,10 @@ REASONS = {
     "too_short": "must hold at least one text",
     "extra_forbidden": "has a key that is not known here",
     "dict_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+    "int_type": "must be a whole number",
+    "greater_than_equal": "is too small",
+    "literal_error": "must be softmax: the scores are calibrated probabilities and no others are given",
 }
 
 
@@ -80,17 +87,18 @@ def unreadable(event: dict[str, Any]) -> dict[str, Any] | None:
     """
     if event["httpMethod"] != "POST":
         return None
+    id = event["requestContext"]["requestId"]
     header = Message()
     header["content-type"] = _content_type(event)
     if header.get_content_type() != "application/json" or header.get_content_charset("utf-8") != "utf-8":
-        return _raw(event, MEDIA)
+        return raw(id, MEDIA)
     body = event.get("body") or ""
     try:
         text = base64.b64decode(body, validate=True).decode() if event.get("isBase64Encoded") else body
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return _raw(event, MALFORMED)
-    return None if isinstance(value, dict) else _raw(event, INVALID, [Reason(at="", reason=REASONS["dict_type"])])
+        return raw(id, MALFORMED)
+    return None if isinstance(value, dict) else raw(id, INVALID, [Reason(at="", reason=REASONS["dict_type"])])
 
 
 def _content_type(event: dict[str, Any]) -> str:
@@ -134,8 +142,9 @@ def _response(kind: Kind, request_id: str, message: str = "", errors: list[Reaso
     return Response(kind.status, MEDIA_TYPE, problem.model_dump_json(exclude_none=True))
 
 
-def _raw(event: dict[str, Any], kind: Kind, errors: list[Reason] | None = None) -> dict[str, Any]:
-    response = _response(kind, event["requestContext"]["requestId"], errors=errors)
+def raw(request_id: str, kind: Kind, errors: list[Reason] | None = None) -> dict[str, Any]:
+    """A problem as Lambda's reply, where no route was asked."""
+    response = _response(kind, request_id, errors=errors)
     headers = {"Content-Type": [MEDIA_TYPE]}
     return {"statusCode": kind.status, "multiValueHeaders": headers, "body": response.body, "isBase64Encoded": False}
 

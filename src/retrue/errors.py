@@ -6,6 +6,7 @@ RetrueError
 │   ├── TooLarge       more or longer texts than this deployment takes: send less at a time
 │   └── UnknownLabel   a label that the model does not know: use one of those in the message
 ├── NotFound           no such prediction, job or model: check the id
+│   └── NoLake         nothing is kept where there is no lake: name a bucket (BUCKET), and start again
 ├── BadDataset         a dataset cannot be prepared or read: change the source as the message says
 ├── BadEncoder         a base encoder cannot be had or read: use one that the message names
 ├── NoModel            nothing is serving yet: run `retrue retrain`, or `retrue up` on this machine
@@ -41,6 +42,10 @@ class UnknownLabel(BadInput):
 
 class NotFound(RetrueError):
     """No such prediction, job or model."""
+
+
+class NoLake(NotFound):
+    """Nothing is kept where there is no lake."""
 
 
 class BadDataset(RetrueError):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from retrue.errors import WrongSetting
 
 Shape = TypeVar("Shape")
+NO_BUCKET = "none"  # what BUCKET says where nothing is kept
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
@@ -54,6 +55,7 @@ class Predict:
     """Settings of the predict function; `model_uri` names the one model folder that a published version serves.
 
     `capture_rate` is the share of predictions whose records are kept, `signing_key` that of the models it serves.
+    `explain_runs` bounds how often the model is run to explain one text.
     """
 
     bucket: str
@@ -64,6 +66,20 @@ class Predict:
     capture_rate: float = 1.0
     max_inputs: int = 64
     max_characters: int = 50_000
+    explain_runs: int = 128
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Settings of the predict function behind a socket of its own (functions/predict/server.py).
+
+    `serve_queue` requests are inside at most, of which one runs and the others are read or wait. One may be inside for
+    `serve_seconds`, and its body may have `serve_megabytes`.
+    """
+
+    serve_queue: int = 32
+    serve_seconds: float = 29.0
+    serve_megabytes: float = 6.0
 
 
 @dataclass(frozen=True)

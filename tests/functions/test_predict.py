@@ -1,21 +1,17 @@
 """The API's entry point, with API Gateway's events, a real model, and an S3 that lives in this process."""
 
 import base64
-import importlib
 import io
 import json
 import logging
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
-from moto import mock_aws
 
 from retrue import artifact
 from retrue.lake import CAPTURE, FEEDBACK, Lake
@@ -23,7 +19,6 @@ from retrue.records import Job, id_ms, new_id
 
 ROOT = Path(__file__).parents[2]
 EVENTS, FOLDER = ROOT / "tests" / "events", ROOT / "functions" / "predict"
-MODULES = ("app", "problems", "shapes")
 SECRET = "Mellifluous aardvarks audited my pension on a Tuesday."
 HEAVY = ("torch", "transformers", "scipy", "sklearn", "mlflow", "pandas", "onnx")
 CONTEXT = SimpleNamespace(
@@ -51,38 +46,6 @@ def headed(name: str, content_type: str | None, body: Any = None, **changes: Any
     if content_type is not None:
         found["headers"]["content-type"] = content_type
     return found
-
-
-@pytest.fixture
-def lake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lake]:
-    monkeypatch.setenv("BUCKET", "lake")
-    monkeypatch.setenv("ENVIRONMENT", "test")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with mock_aws():
-        client = boto3.client("s3")
-        where = {"LocationConstraint": client.meta.region_name}
-        client.create_bucket(Bucket="lake", CreateBucketConfiguration=where)
-        yield Lake("lake", client)
-
-
-@pytest.fixture
-def model(lake: Lake, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The id of the model that serves."""
-    id = artifact.identity(tiny_model)
-    lake.upload_folder(tiny_model, f"models/{id}/")
-    monkeypatch.setenv("MODEL_URI", lake.uri(f"models/{id}/"))
-    return id
-
-
-@pytest.fixture
-def api(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A fresh app.py, found as Lambda finds it: with its own folder first in the path."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    yield importlib.import_module("app")
-    for name in MODULES:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -137,6 +100,123 @@ def test_one_text_and_many_get_answers_of_one_shape(model: str, ask: Ask) -> Non
             assert id_ms(answer["id"]) is not None
             assert answer["model"] == model
             assert answer["scores"][answer["label"]] == answer["score"]
+
+
+def classify(text: Any, **parameters: Any) -> dict[str, Any]:
+    """An event as Hugging Face's clients cause it."""
+    path = "/v1/text-classification"
+    body = {"inputs": text, "parameters": parameters}
+    return event("predict-one", body, path=path, resource=path)
+
+
+def explain(text: Any, **more: Any) -> dict[str, Any]:
+    return event("predict-one", {"inputs": text, **more}, path="/v1/explain", resource="/v1/explain")
+
+
+def test_the_door_for_hugging_face_gives_a_list_of_labels_for_each_text(model: str, ask: Ask, lake: Lake) -> None:
+    texts = ["A dull film.", SECRET]
+    expected = [each["scores"] for each in ask(event("predict-one", {"inputs": texts}))[1]["predictions"]]
+    status, body, headers = ask(classify(texts))
+    assert (status, headers["x-retrue-model"]) == (200, model)
+    assert [{each["label"]: each["score"] for each in labels} for labels in body] == expected
+    assert [[set(each) for each in labels] for labels in body] == [[{"label", "score"}] * 2] * 2
+    assert all(labels == sorted(labels, key=lambda each: -each["score"]) for labels in body)
+    ids = headers["x-retrue-predictions"].split(",")
+    assert [lake.find_prediction(id).scores for id in ids] == expected
+    (one,) = ask(classify(texts[0]))[1]
+    assert one == body[0]
+
+
+@pytest.mark.parametrize(("most", "labels"), [(1, 1), (2, 2), (5, 2), (None, 2)])
+def test_no_more_labels_are_given_than_were_asked_for(model: str, ask: Ask, most: int | None, labels: int) -> None:
+    body = ask(classify("A dull film.", top_k=most, function_to_apply="softmax"))[1]
+    assert [len(each) for each in body] == [labels]
+    assert body[0] == ask(classify("A dull film."))[1][0][:labels]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "at", "reason"),
+    [
+        ({"top_k": 0}, "/parameters/top_k", "is too small"),
+        ({"top_k": "2"}, "/parameters/top_k", "must be a whole number"),
+        ({"top_k": True}, "/parameters/top_k", "must be a whole number"),
+        ({"function_to_apply": "sigmoid"}, "/parameters/function_to_apply", "must be softmax"),
+        ({"function_to_apply": SECRET}, "/parameters/function_to_apply", "must be softmax"),
+        ({"truncation": True}, "/parameters", "has a key that is not known here"),
+        ({SECRET: 1}, "/parameters", "has a key that is not known here"),
+    ],
+)
+def test_a_parameter_that_is_not_there_is_a_422_that_says_which(
+    model: str, ask: Ask, parameters: dict[str, Any], at: str, reason: str
+) -> None:
+    problem = assert_problem(ask(classify("A dull film.", **parameters)), 422, "invalid")
+    (error,) = problem["errors"]
+    assert error["at"] == at
+    assert error["reason"].startswith(reason)
+    assert SECRET not in json.dumps(problem)
+
+
+def test_ids_of_more_texts_than_a_header_holds_are_left_out(
+    model: str, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    monkeypatch.setenv("MAX_INPUTS", "65")
+    assert len(ask(classify(["fine"] * 64))[2]["x-retrue-predictions"].split(",")) == 64
+    assert "x-retrue-predictions" not in ask(classify(["fine"] * 65))[2]
+
+
+def test_an_explanation_names_words_with_their_places_and_keeps_nothing(model: str, ask: Ask, lake: Lake) -> None:
+    text = "A dull, dull film 👎"
+    status, body, headers = ask(explain(text))
+    assert (status, body["model"], headers["x-retrue-model"]) == (200, model, model)
+    assert [part["text"] for part in body["words"]] == ["A", "dull", ",", "dull", "film", "👎"]
+    assert all(text[part["start"] : part["end"]] == part["text"] for part in body["words"])
+    said = ask(event("predict-one", {"inputs": text}))[1]["predictions"][0]
+    without = ask(event("predict-one", {"inputs": "A dull, dull film "}))[1]["predictions"][0]
+    assert (body["label"], body["score"]) == (said["label"], said["score"])
+    assert body["words"][-1]["weight"] == pytest.approx(said["score"] - without["scores"][said["label"]])
+    assert (body["spans"], body["bounded"], body["runs"]) == ([], False, 7)
+    assert len(list(lake.keys(CAPTURE))) == 2  # of the two predictions
+
+
+def test_an_explanation_of_a_long_text_is_bounded_and_says_so(
+    model: str, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    monkeypatch.setenv("EXPLAIN_RUNS", "20")
+    for runs, most in ((None, 20), (9, 9)):
+        body = ask(explain("word " * 9_000, runs=runs))[1]
+        assert body["runs"] <= most
+        assert body["bounded"]
+        assert body["spans"]
+    problem = assert_problem(ask(explain("word", runs=21)), 422, "invalid")
+    assert "21 runs of the model are more than the 20" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "slug"),
+    [
+        (explain(["a", "b"]), 422, "invalid"),
+        (explain("fine", runs=7), 422, "invalid"),
+        (explain("fine", runs="9"), 422, "invalid"),
+        (explain(" "), 422, "invalid"),
+        (explain("a" * 50_001), 413, "too-large"),
+    ],
+)
+def test_what_cannot_be_explained_is_a_problem(
+    model: str, ask: Ask, sent: dict[str, Any], status: int, slug: str
+) -> None:
+    assert_problem(ask(sent), status, slug)
+
+
+@pytest.mark.usefixtures("lake")
+def test_without_a_lake_nothing_is_kept_and_feedback_says_so(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    monkeypatch.setenv("BUCKET", "none")
+    monkeypatch.setenv("MODEL_URI", tiny_model.as_uri())
+    answer = ask(event("predict-one"))[1]["predictions"][0]
+    for sent in (event("feedback", {"id": answer["id"], "label": answer["label"]}), event("job")):
+        problem = assert_problem(ask(sent), 404, "no-lake")
+        assert problem["detail"].startswith("nothing is kept here, as there is no lake: name a bucket (BUCKET)")
 
 
 def test_a_text_is_answered_alike_alone_and_in_company(model: str, ask: Ask) -> None:
@@ -251,9 +331,12 @@ def test_a_path_or_method_that_is_not_there_is_a_404(model: str, ask: Ask, sent:
     assert_problem(ask(sent), 404, "not-found")
 
 
-@pytest.mark.parametrize("name", ["predict-one", "feedback", "model", "health"])
-def test_without_a_model_the_answer_is_a_503(ask: Ask, name: str) -> None:
-    problem = assert_problem(ask(event(name)), 503, "no-model")
+@pytest.mark.parametrize(
+    "sent",
+    [event("predict-one"), event("feedback"), event("model"), event("health"), classify("fine"), explain("fine")],
+)
+def test_without_a_model_the_answer_is_a_503(ask: Ask, sent: dict[str, Any]) -> None:
+    problem = assert_problem(ask(sent), 503, "no-model")
     assert "retrue retrain" in problem["detail"]
 
 
@@ -320,6 +403,12 @@ def test_wrong_settings_are_a_500_whose_log_names_them(
         headed("predict-one", "application/x-www-form-urlencoded", f"inputs={SECRET}"),
         headed("predict-one", f"text/{SECRET}", {"inputs": SECRET}),
         headed("predict-one", f"multipart/form-data; boundary={SECRET}", SECRET),
+        classify([SECRET, 7]),
+        classify("fine", top_k=SECRET),
+        classify("fine", **{SECRET: SECRET}),
+        explain([SECRET]),
+        explain(SECRET * 1_000),
+        explain("fine", runs=SECRET),
         event("feedback", {"id": SECRET, "label": "positive"}),
         event("feedback", {"id": SECRET, "label": SECRET}),
         event("feedback", {"id": [SECRET], "label": "positive"}),
@@ -463,6 +552,8 @@ def test_the_openapi_document_names_every_answer_that_a_route_gives() -> None:
     everywhere = {"200", "401", "403", "429", "500"}
     assert answers == {
         "POST /v1/predict": everywhere | {"400", "413", "415", "422", "503"},
+        "POST /v1/text-classification": everywhere | {"400", "413", "415", "422", "503"},
+        "POST /v1/explain": everywhere | {"400", "413", "415", "422", "503"},
         "POST /v1/feedback": everywhere | {"400", "404", "415", "422", "503"},
         "GET /v1/model": everywhere | {"503"},
         "GET /v1/health": everywhere | {"503"},
