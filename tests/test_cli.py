@@ -44,7 +44,8 @@ Run = Callable[..., Told]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command line as the installed program does, with a home and a current folder of its own."""
     monkeypatch.setenv("RETRUE_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("RETRUE_STACK", raising=False)
+    for name in ("RETRUE_STACK", "MODEL_URI"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.chdir(tmp_path)
@@ -177,6 +178,8 @@ def test_the_commands_that_errors_and_pages_advise_exist() -> None:
         ("promote", "3fa9c1d2b0e4", "--reason", " "),
         ("up", "--port", "0", "--parameter", "KeepText"),
         ("data", "reviews.csv", "--rename", "positive"),
+        ("serve",),
+        ("serve", "--model", "no-such-folder"),
     ],
 )
 def test_wrong_usage_ends_with_2(run: Run, words: tuple[str, ...], tmp_path: Path) -> None:
@@ -267,6 +270,16 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(run: Run, tmp_path:
     assert f"port {port} of this machine is taken" in told.err
     assert "retrue up --port" in told.err
     assert not (tmp_path / "home").exists()
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(run: Run, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        told = run("serve", "--model", str(tmp_path), "--port", str(port))
+    assert told.code == 1
+    assert told.err == f"error: port {port} of this machine is taken: choose another with `retrue serve --port`"
 
 
 def test_erasing_keeps_the_encoders_only(run: Run, tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 FUNCTIONS = ["predict", "batch", "monitor", "train"]
 EVERYWHERE = {"torch", "transformers", "optimum", "onnx", "onnxscript", "matplotlib", "jinja2", "pytest", "moto"}
 FORBIDDEN = {
-    "predict": EVERYWHERE | {"scipy", "sklearn", "mlflow"},
+    "predict": EVERYWHERE | {"scipy", "sklearn", "mlflow", "uvicorn", "h11", "click"},
     "batch": EVERYWHERE | {"scipy", "sklearn", "mlflow", "pydantic"},
     "monitor": EVERYWHERE - {"jinja2"} | {"onnxruntime", "tokenizers", "mlflow", "pydantic"},
     # mlflow and scikit-learn take seconds to load, and only few of the steps need them.
     "train": EVERYWHERE | {"mlflow", "pyarrow", "sklearn"},
 }
-SHAPES = [settings.Predict, settings.Batch, settings.Monitor, settings.Steps, settings.Release]
+SHAPES = [settings.Predict, settings.Serve, settings.Batch, settings.Monitor, settings.Steps, settings.Release]
 OWN_VARIABLES = {field.name.upper() for shape in SHAPES for field in dataclasses.fields(shape)}
 # Which modules may know an outside thing; the command line and retrue.local meet botocore's errors only.
 OWNERS = {
@@ -141,6 +141,17 @@ def test_whatever_a_function_imports_now_or_later_is_in_its_image(function: str)
                 if not is_own and not known.get(package, set()) & locked(function):
                     missing.add((Path(file).name, package))
     assert missing == set()
+
+
+def test_the_server_needs_nothing_that_is_not_in_the_image_and_reads_nothing_at_import() -> None:
+    found = imported("functions/predict", "server")
+    assert packages(found) & (EVERYWHERE | {"scipy", "sklearn", "mlflow"}) == set()
+    assert (OWN_VARIABLES & set(found["asked"]), found["reached"]) == (set(), [])
+    known = distributions()
+    for file in (PROJECT / "functions/predict").glob("*.py"):
+        for package in outside(file):
+            is_own = (PROJECT / f"functions/predict/{package}.py").is_file()
+            assert is_own or known.get(package, set()) & locked("predict"), (file.name, package)
 
 
 @pytest.mark.parametrize("package", OWNERS)

@@ -191,7 +191,7 @@ def status(
     out.print(table)
 
 
-# the four doors
+# the doors
 @app.command(epilog='Example: retrue predict "A warm, funny film." "I left after ten minutes."')
 def predict(
     context: typer.Context,
@@ -250,6 +250,28 @@ def feedback(
         return
     answer = stack.http("POST", "/v1/feedback", {"id": id, "label": label})
     show(answer) if as_json else err.print(f"noted: {label}")
+
+
+@app.command(epilog="Example: retrue serve --model . --port 8080")
+def serve(
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Model folder; else MODEL_URI and BUCKET say which."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; whoever reaches it needs no key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8080,
+    program: Annotated[Path, typer.Option(help="The server.")] = PROJECT / "functions/predict/server.py",
+) -> None:
+    """Serve the HTTP interface on this machine without Lambda; with a model folder alone nothing is kept."""
+    environ = dict(os.environ)
+    if model is not None:
+        environ["MODEL_URI"] = model.resolve().as_uri()
+    elif "MODEL_URI" not in environ:
+        raise typer.BadParameter("name a model folder with --model, or set MODEL_URI and BUCKET as Lambda has them")
+    if port and not _is_free(port, host):
+        raise StackError(f"port {port} of this machine is taken: choose another with `retrue serve --port`")
+    words = [sys.executable, str(program), "--host", host, "--port", str(port)]
+    os.execve(sys.executable, words, environ)  # noqa: S606 - signals reach the server itself
 
 
 # watching and retraining
@@ -598,11 +620,11 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _is_free(port: int) -> bool:
+def _is_free(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

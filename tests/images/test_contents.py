@@ -15,6 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 NAMES = ["predict", "batch", "monitor", "train"]
 # MB as the engine counts them, without the base image: a tenth more than was measured (docs/images.md).
 LIMITS = {"predict": 225, "batch": 215, "monitor": 245, "train": 525}
+ENTRIES = {"predict": ["python", "/var/task/start.py"]}
 OF_THE_BASE = {"pip", "setuptools", "wheel"}
 REPORT = PROJECT / "dist/images"
 
@@ -40,6 +41,12 @@ def test_an_image_has_the_structure_that_is_written_down(
     done = subprocess.run(words, env=docker_host, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Passes:      5" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_starts_what_its_dockerfile_says(name: str, image: Callable[[str], str], engine: Any) -> None:
+    (found,) = json.loads(engine.ask("image", "inspect", image(name)))
+    assert found["Config"]["Entrypoint"] == ENTRIES.get(name, ["python", "-m", "awslambdaric"])
 
 
 @pytest.mark.parametrize("name", NAMES)

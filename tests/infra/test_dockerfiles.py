@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections import defaultdict
 from fnmatch import fnmatchcase
@@ -18,6 +20,9 @@ JOB = "functions/train/Dockerfile.job"
 JOB_LOCK = "functions/train/requirements-job.txt"
 IMAGE_LOCKS = sorted(path.relative_to(PROJECT).as_posix() for path in PROJECT.glob("functions/*/requirements*.txt"))
 LOCKS = [*IMAGE_LOCKS, *sorted(path.relative_to(PROJECT).as_posix() for path in PROJECT.glob("locks/*.txt"))]
+RUNTIME = ["python", "-m", "awslambdaric"]
+# The predict image serves HTTP as well.
+ENTRIES = {"functions/predict/Dockerfile": ["python", "/var/task/start.py"]}
 HEAVY = {"torch", "transformers", "optimum", "onnxscript"}
 
 
@@ -140,8 +145,41 @@ def test_an_image_starts_the_handler_of_the_template_and_not_as_root(dockerfile:
     ]
     found = dict(instructions(dockerfile))
     assert json.loads(found["CMD"]) in commands
-    assert json.loads(found["ENTRYPOINT"]) == ["python", "-m", "awslambdaric"]
+    assert json.loads(found["ENTRYPOINT"]) == ENTRIES.get(dockerfile, RUNTIME)
     assert found["USER"] == "nobody"
+
+
+START = """
+import sys, types
+
+def stand_in(name):
+    module = types.ModuleType(name)
+    module.main = lambda words: print(name, words)
+    sys.modules[name] = module
+
+stand_in("awslambdaric")
+stand_in("awslambdaric.__main__")
+stand_in("server")
+path = sys.argv.pop(1)
+sys.argv[0] = path
+exec(compile(open(path).read(), path, "exec"))
+print(sorted(name for name in ("app", "uvicorn") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["app.handler"], "awslambdaric.__main__ ['start.py', 'app.handler']"),
+        (["serve"], "server []"),
+        (["serve", "--port", "9000"], "server ['--port', '9000']"),
+    ],
+)
+def test_the_predict_image_starts_what_its_command_says(words: list[str], told: str) -> None:
+    command = [sys.executable, "-c", START, "start.py", *words]
+    folder = PROJECT / "functions/predict"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [told, "[]"]
 
 
 def test_the_template_takes_the_stage_to_which_sam_local_can_add() -> None:
