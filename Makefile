@@ -8,7 +8,7 @@ PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quie
 # The training image (job) is several gigabytes with CUDA.
 export IMAGES ?= predict batch monitor train job
 
-.PHONY: up down logs test check base images test-images bench-train bench-drift lock openapi clean
+.PHONY: up down logs test check base images test-images bench-train bench-drift bench-load bench-explain lock openapi clean
 
 up: .venv/ready .venv-cloud/ready
 	@.venv/bin/retrue up --port $(PORT)
@@ -55,6 +55,13 @@ bench-train: .venv/ready .venv-bench/ready
 bench-drift: .venv/ready .venv-bench-evidently/ready .venv-bench-nannyml/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/layer.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/drift.py
+
+# Both use the model of bench-drift, which they train where it is not there yet. 100,000 requests take about six minutes.
+bench-load: .venv/ready
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/load.py
+
+bench-explain: .venv/ready
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/explain.py
 
 openapi: .venv/ready
 	.venv/bin/python docs/openapi.py

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def shown(page: Path) -> Iterator[list[str]]:
                 yield words[:end]
 
 
+def make_models(words: list[str], root: Path) -> None:
+    """The folders that words name as models."""
+    for option, value in pairwise(words):
+        if option == "--model":
+            (root / value).mkdir(parents=True, exist_ok=True)
+
+
 # help
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
@@ -119,6 +127,7 @@ def test_an_example_can_be_typed_as_it_is(command: str, tmp_path: Path, monkeypa
         for word in words:
             if word.endswith((".csv", ".yaml")):
                 (tmp_path / word).touch()
+        make_models(words, tmp_path)
         assert words[0] == "retrue"
         assert parse(words[1:]) == command
 
@@ -139,6 +148,7 @@ def test_the_pages_show_only_commands_that_exist(page: Path, tmp_path: Path, mon
             if re.search(r"\.(csv|gz|parquet|yaml)$", word):
                 (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / word).touch()
+        make_models(words, tmp_path)
         if words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, words
         else:

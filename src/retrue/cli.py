@@ -252,7 +252,7 @@ def feedback(
     show(answer) if as_json else err.print(f"noted: {label}")
 
 
-@app.command(epilog="Example: retrue serve --model . --port 8080")
+@app.command(epilog="Example: retrue serve --model .retrue/models/3fa9c1d2b0e4")
 def serve(
     model: Annotated[
         Path | None,
