@@ -109,3 +109,13 @@ def test_the_script_for_gpus_says_what_an_interpreter_lacks(real_data: Path, tmp
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "lacks torch transformers tokenizers" in done.stderr
+
+
+def test_load_is_measured_from_the_server_to_the_page(tiny_model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text("<!-- load -->\n<!-- /load -->\n")
+    words = ["--model", tiny_model, "--requests", "8", "--tiny", "200", "--page", page]
+    subprocess.run([sys.executable, PROJECT / "benchmarks/load.py", *words], check=True, timeout=120)
+    told = page.read_text()
+    assert told.count("\n| a review of 100 words | ") == told.count("\n| one word | ") == 4
+    assert "\n| 200 | " in told
