@@ -108,7 +108,7 @@ def note(classifier: Classifier, text: str, label: str, changed: list[bool], way
         into.runs.append(len(places) + 1)
     else:
         runs = int(way.split()[2]) if "," in way else len(places) + 1
-        told = explanation.explain(lambda shorter: classifier.score(shorter).scores, text, runs)
+        told = explanation.explain(lambda texts: [found.scores for found in classifier.score_many(texts)], text, runs)
         weights = {part.start: part.weight if told.label == label else -part.weight for part in told.words}
         into.runs.append(told.runs)
     is_changed = dict(zip((start for start, _ in places), changed, strict=True))

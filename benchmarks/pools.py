@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from retrue import artifact, dataset, drift
-from retrue.classifier import SLOWER, Classifier
+from retrue.classifier import Classifier
 from retrue.dataset import Example
 from retrue.training import encoder, export, finetune
 from retrue.training.settings import Settings
@@ -38,7 +38,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The texts of one kind, as the graph answered them; `layers` are mean-pooled hidden states, lowest first."""
+    """The texts of one kind, as the graph answered them; `layers` are mean-pooled hidden states, lowest first, and of the last [CLS]."""
 
     projection: NDArray[np.float32]  # (n, CAPTURED)
     tokens: NDArray[np.int64]  # (n,)
@@ -161,7 +161,10 @@ def texts(data: Path) -> dict[str, Rows]:
 
 
 class Reader:
-    """The served classifier, whose session is made to tell the hidden states of every layer beside."""
+    """The served classifier, whose session is made to tell the hidden states of every layer beside.
+
+    Of the last layer that is [CLS], which is all that the graph computes of it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.classifier = Classifier(folder)
@@ -174,7 +177,6 @@ class Reader:
             model.SerializeToString(),
             self.classifier._session.get_session_options(),
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=SLOWER,
         )
         self.classifier._session = self
 

@@ -53,7 +53,7 @@ class Answers:
         most = self.settings.explain_runs
         if runs is not None and runs > most:
             raise BadInput(f"{runs} runs of the model are more than the {most} that one explanation may take")
-        return explanation.explain(lambda shorter: self.classifier.score(shorter).scores, text, runs or most)
+        return explanation.explain(self._scores, text, runs or most)
 
     def feedback(self, id: str, label: str, now_ms: int) -> Label:
         """Write down the truth about one prediction; NotFound or UnknownLabel."""
@@ -70,7 +70,10 @@ class Answers:
 
     def probe(self, texts: Sequence[str]) -> dict[str, Any]:
         """Scores for texts that nobody asked about: the check of a new version, so nothing is captured."""
-        return {"model": self.classifier.model, "scores": [found.scores for found in self.classifier.score_many(texts)]}
+        return {"model": self.classifier.model, "scores": self._scores(texts)}
+
+    def _scores(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        return [found.scores for found in self.classifier.score_many(texts)]
 
 
 def check(texts: Sequence[str], max_inputs: int, max_characters: int) -> None:

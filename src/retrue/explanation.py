@@ -6,12 +6,12 @@ which the one that moves the score most is halved, again and again, until the ru
 """
 
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
-Score = Callable[[str], Mapping[str, float]]
+Score = Callable[[Sequence[str]], Sequence[Mapping[str, float]]]
 LEAST_RUNS = 8  # the text itself, and enough for a few stretches
 JOINING = "'’-"  # between two letters they belong to the word
 # Scripts that put no space between words: kana, ideographs and their supplements.
@@ -50,31 +50,34 @@ class Explanation:
 
 
 def explain(score: Score, text: str, most_runs: int) -> Explanation:
-    """Explain what `score` says of a text, asking it at most `most_runs` times, of which LEAST_RUNS are the fewest.
+    """Explain what `score` says of a text, asking it of at most `most_runs` texts, of which LEAST_RUNS are the fewest.
 
-    `score` gives the probability of each label. The same text and scores give the same explanation.
+    `score` gives the probability of each label for each text; those that lack one word are often of one length,
+    and run together. The same text and scores give the same explanation.
     """
-    said = score(text)
+    (said,) = score([text])
     label = max(said, key=lambda name: said[name])
     places, left = words(text), max(most_runs, LEAST_RUNS) - 1
 
-    def part(first: int, last: int) -> tuple[float, int, int, Part]:
-        """The words from `first` up to `last`, as they come out of the heap: those that weigh most first."""
-        start, end = places[first][0], places[last - 1][1]
-        weight = said[label] - score(text[:start] + text[end:])[label]
-        return -abs(weight), first, last, Part(start, end, weight)
+    def parts(edges: Sequence[int]) -> list[tuple[float, int, int, Part]]:
+        """The words from each edge up to the next, as they come out of the heap: those that weigh most first."""
+        stretches = [(first, last, places[first][0], places[last - 1][1]) for first, last in pairwise(edges)]
+        without = score([text[:start] + text[end:] for _, _, start, end in stretches])
+        weights = [said[label] - scores[label] for scores in without]
+        return [
+            (-abs(weight), first, last, Part(start, end, weight))
+            for weight, (first, last, start, end) in zip(weights, stretches, strict=True)
+        ]
 
     count = min(len(places), left if len(places) <= left else left // 2)
-    edges = [len(places) * n // max(1, count) for n in range(count + 1)]
-    found = [part(first, last) for first, last in pairwise(edges)]
+    found = parts([len(places) * n // max(1, count) for n in range(count + 1)])
     used, alone = 1 + count, [each for each in found if each[2] - each[1] == 1]
     several = [each for each in found if each[2] - each[1] > 1]
     heapify(several)
     # A stretch that moves nothing at all is one that the model does not read.
     while several and several[0][0] < 0 and used + 2 <= left + 1:
         _, first, last, _ = heappop(several)
-        middle = (first + last) // 2
-        for half in (part(first, middle), part(middle, last)):
+        for half in parts([first, (first + last) // 2, last]):
             if half[2] - half[1] == 1:
                 alone.append(half)
             else:

@@ -23,7 +23,7 @@ LOCKS = [*IMAGE_LOCKS, *sorted(path.relative_to(PROJECT).as_posix() for path in 
 RUNTIME = ["python", "-m", "awslambdaric"]
 # The predict image serves HTTP as well.
 ENTRIES = {"functions/predict/Dockerfile": ["python", "/var/task/start.py"]}
-HEAVY = {"torch", "transformers", "optimum", "onnxscript"}
+HEAVY = {"torch", "transformers", "optimum"}
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
@@ -234,4 +234,4 @@ def test_an_image_has_the_versions_that_the_tests_ran_with(lock: str) -> None:
 @pytest.mark.parametrize("lock", IMAGE_LOCKS)
 def test_what_training_needs_is_in_the_job_s_image_only(lock: str) -> None:
     heavy = HEAVY & set(versions(lock))
-    assert heavy == ({"transformers", "onnxscript"} if lock == JOB_LOCK else set())
+    assert heavy == ({"transformers"} if lock == JOB_LOCK else set())
