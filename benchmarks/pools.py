@@ -38,7 +38,10 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The texts of one kind, as the graph answered them; `layers` are mean-pooled hidden states, lowest first, and of the last [CLS]."""
+    """The texts of one kind, as the graph answered them; `layers` are mean-pooled hidden states, lowest first.
+
+    Of the last layer it is [CLS], which is all that the graph computes of it.
+    """
 
     projection: NDArray[np.float32]  # (n, CAPTURED)
     tokens: NDArray[np.int64]  # (n,)
@@ -161,10 +164,7 @@ def texts(data: Path) -> dict[str, Rows]:
 
 
 class Reader:
-    """The served classifier, whose session is made to tell the hidden states of every layer beside.
-
-    Of the last layer that is [CLS], which is all that the graph computes of it.
-    """
+    """The served classifier, whose session is made to tell the hidden states of every layer beside."""
 
     def __init__(self, folder: Path) -> None:
         self.classifier = Classifier(folder)
