@@ -8,7 +8,7 @@ PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quie
 # The training image (job) is several gigabytes with CUDA.
 export IMAGES ?= predict batch monitor train job
 
-.PHONY: up down logs test check base images test-images bench-train bench-drift bench-load bench-explain lock openapi clean
+.PHONY: up down logs test check base images test-images bench-train bench-drift bench-serve bench-load bench-explain lock openapi clean
 
 up: .venv/ready .venv-cloud/ready
 	@.venv/bin/retrue up --port $(PORT)
@@ -63,6 +63,10 @@ bench-load: .venv/ready
 bench-explain: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/explain.py
 
+# Makes models of DistilBERT's full size once for every peer, and keeps them under .retrue.
+bench-serve: .venv/ready .venv-bench-optimum/ready .venv-bench-openvino/ready .venv-bench-ctranslate2/ready
+	.venv/bin/python benchmarks/serve.py
+
 openapi: .venv/ready
 	.venv/bin/python docs/openapi.py
 
@@ -70,7 +74,8 @@ lock:
 	./locks/relock.sh
 
 clean: down
-	rm -rf .venv .venv-cloud .venv-sam .venv-checkov .venv-images .venv-bench .venv-bench-evidently .venv-bench-nannyml .retrue
+	rm -rf .venv .venv-cloud .venv-sam .venv-checkov .venv-images .venv-bench .venv-bench-evidently .venv-bench-nannyml \
+		.venv-bench-optimum .venv-bench-openvino .venv-bench-ctranslate2 .retrue
 
 # Hash-locked; torch apart, since the registry's own build brings gigabytes of CUDA packages. A CPU build finds all that
 # it needs installed already; a GPU build fetches its own.
@@ -96,13 +101,13 @@ clean: down
 	@.venv-cloud/$(PIP) --require-hashes --no-deps -r locks/cloud.txt
 	@touch $@
 
-# The peers of the benchmarks share the project's own torch and transformers.
-.venv-bench/ready: .venv/ready locks/bench.txt
-	@echo "installing what the benchmarks' peers need into .venv-bench"
-	@.venv-bench/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-bench
-	@.venv-bench/bin/python -c "import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path('purelib')); \
-		(here / 'project.pth').write_text(str(here).replace('.venv-bench', '.venv') + '\n' + '$(CURDIR)/src\n')"
-	@.venv-bench/$(PIP) --require-hashes --no-deps -r locks/bench.txt
+# Peers that share the project's own torch, and transformers where they have none of their own.
+.venv-bench/ready .venv-bench-optimum/ready .venv-bench-ctranslate2/ready: .venv-%/ready: .venv/ready locks/%.txt
+	@echo "installing what the benchmarks' peers need into .venv-$*"
+	@.venv-$*/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python -c "import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path('purelib')); \
+		(here / 'project.pth').write_text(str(here).replace('.venv-$*', '.venv') + '\n' + '$(CURDIR)/src\n')"
+	@.venv-$*/$(PIP) --require-hashes --no-deps -r locks/$*.txt
 	@touch $@
 
 # Peers whose packages and ours do not agree.

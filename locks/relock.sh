@@ -18,3 +18,6 @@ compile locks/images.in -o locks/images.txt
 compile --no-deps locks/bench.in -o locks/bench.txt
 compile locks/bench-evidently.in -o locks/bench-evidently.txt
 compile --no-emit-package nvidia-nccl-cu12 locks/bench-nannyml.in -o locks/bench-nannyml.txt # 300 MB for several GPUs
+compile locks/bench-optimum.in -o locks/bench-optimum.txt
+compile locks/bench-openvino.in -o locks/bench-openvino.txt
+compile --no-deps locks/bench-ctranslate2.in -o locks/bench-ctranslate2.txt
