@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -119,3 +120,119 @@ def test_load_is_measured_from_the_server_to_the_page(tiny_model: Path, tmp_path
     told = page.read_text()
     assert told.count("\n| a review of 100 words | ") == told.count("\n| one word | ") == 4
     assert "\n| 200 | " in told
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark of serving, imported as its own folder would."""
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    for name in ("page", "fullsize", "processor", "serve"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module("serve")
+
+
+def measured(serving: ModuleType, ways: list[Any], *, amx: bool) -> Any:
+    """What a run would find where each way takes a millisecond more for a text than the one before it."""
+    single = {
+        (way.name, do, length): [0.001 * (place + 1)] * 3
+        for place, way in enumerate(ways)
+        for do in ("one", "bare")
+        for length in serving.LENGTHS
+    }
+    rates = {
+        (way.name, batch, texts): [100 / (place + 1)] * 3
+        for place, way in enumerate(ways)
+        for batch in way.batches
+        for texts in ("reviews", "tweets")
+    }
+    return serving.Found(
+        single=single,
+        with_amx=single if amx else {},
+        peaks=[serving.Peak(900, 240)] * 3 if amx else [],
+        rates=rates,
+        starts={way.name: [{"cpu": 140, "wall": 150, "megabytes": 130}] for way in ways},
+        sizes={way.name: (68, 136) for way in ways},
+        quota={"retrue, 1 thread": [0.004] * 95 + [0.006] * 5} if amx else {},
+        flips={"reviews": {way.name: (0.01, 0.8) for way in ways}} if amx else {},
+    )
+
+
+def test_the_report_of_serving_holds_ours_to_the_bars(serving: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = list(serving.WAYS)
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--model", "trained"])
+    told = serving.report(serving.arguments(), ways, measured(serving, ways, amx=True))
+    lines = dict(line.strip("| ").split(" | ", 1) for line in told.split("\n") if line.startswith("| "))
+    assert lines["one text of 128 tokens, against onnxruntime, int8"] == "at least 1.30× | 6.00× | reached"
+    assert lines["reviews, against transformers pipeline, fp32 in batches of 32"] == "at least 14.0× | 2.0× | missed"
+    assert lines["process start to first answer, CPU"] == "at most 150 ms | 140 ms | reached"
+    assert lines["resident at most by then"] == "at most 120 MB | 130 MB | missed"
+    assert "With AMX" in told
+    assert "| retrue, 1 thread | 4.0 |" in told
+    assert "trained checkpoint trained" in told
+
+
+def test_what_was_not_measured_is_said(serving: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [serving.OWN, serving.PLAIN]
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--only", "onnxruntime"])
+    told = serving.report(serving.arguments(), ways, measured(serving, ways, amx=False))
+    assert "Without a C compiler" in told
+    assert "this machine grants no control group" in told
+    assert "share of the int8 peak" not in told
+    assert "AMX" not in told
+    assert "pipeline" not in told
+
+
+def test_the_floor_of_a_text_is_that_of_its_arithmetic(serving: ModuleType) -> None:
+    # 5 layers whole and keys and values of the last, for 128 tokens; the rest of the last for one.
+    linear = 2 * (128 * (5 * 7_077_888 + 1_179_648) + 5_898_240)
+    assert serving.floor(128, serving.Peak(1, float("inf"))) == pytest.approx(linear / 1e9)
+    assert serving.floor(128, serving.Peak(float("inf"), 1)) == pytest.approx(4 * 768 * (5 * 128**2 + 128) / 1e9)
+
+
+def test_a_part_of_the_texts_is_as_long_as_all_of_them(serving: ModuleType) -> None:
+    texts = ["x" * length for length in range(1, 1_001)]
+    few = serving.spread(texts, 10)
+    assert len(few) == 10
+    assert sum(map(len, few)) / 10 == pytest.approx(sum(map(len, texts)) / 1_000, rel=0.01)
+    assert serving.spread(texts, 1_000) == texts
+
+
+def test_every_peer_of_serving_has_a_script_and_an_environment(serving: ModuleType) -> None:
+    rules = (PROJECT / "Makefile").read_text()
+    for way in serving.WAYS:
+        assert (PROJECT / f"benchmarks/peers/{way.script}_serving.py").is_file()
+        assert f"{way.environment}/ready" in rules
+        if way.environment != ".venv":
+            assert (PROJECT / f"locks/{way.environment.removeprefix('.venv-')}.txt").is_file()
+
+
+def test_the_peak_of_a_processor_is_measured(serving: ModuleType, tmp_path: Path) -> None:
+    if (peak := serving.processor.peak(tmp_path)) is None:
+        pytest.skip("no C compiler for x86")
+    assert peak.int8 > peak.fp32 > 1
+
+
+def test_a_peer_that_fails_ends_the_benchmark_with_its_last_lines(serving: ModuleType, tmp_path: Path) -> None:
+    with (
+        serving.Peer(serving.OWN, tmp_path, tmp_path) as peer,
+        pytest.raises(SystemExit, match=r"(?s)retrue failed with exit status 1:.*ModelRefused"),
+    ):
+        peer.ask("one", texts=["a text"])
+
+
+def test_the_picture_of_serving_has_a_bar_for_each_way(
+    serving: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "PICTURE", tmp_path / "serving.svg")
+    ways = list(serving.WAYS)
+    serving.draw(ways, measured(serving, ways, amx=False))
+    drawn = (tmp_path / "serving.svg").read_text()
+    assert all(way.name in drawn for way in ways)
+
+
+def test_the_page_of_benchmarks_holds_the_tables_of_serving() -> None:
+    page = (PROJECT / "docs/benchmarks.md").read_text()
+    own = page.partition("<!-- serve -->")[2].partition("<!-- /serve -->")[0]
+    assert "python benchmarks/serve.py" in own
+    assert "| process start to first answer, CPU | at most 150 ms |" in own
+    assert (PROJECT / "docs/serving.svg").is_file()

@@ -17,12 +17,12 @@ def make(checkpoint: Path, folder: Path) -> None:
     import nncf
 
     draw = random.Random(0)
-    rows = [[101, *(draw.randrange(1_000, 30_000) for _ in range(draw.randrange(14, 254))), 102] for _ in range(CALIBRATED)]
+    rows = [
+        [101, *(draw.randrange(1_000, 30_000) for _ in range(draw.randrange(14, 254))), 102] for _ in range(CALIBRATED)
+    ]
     texts = [{"input_ids": np.array([row]), "attention_mask": np.ones((1, len(row)), np.int64)} for row in rows]
     model = openvino.convert_model(checkpoint / "model.onnx")
-    small = nncf.quantize(
-        model, nncf.Dataset(texts), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATED
-    )
+    small = nncf.quantize(model, nncf.Dataset(texts), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATED)
     folder.mkdir(parents=True)
     openvino.save_model(small, folder / "model.xml")
     shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")

@@ -13,14 +13,14 @@ def load(folder: Path, how: str, threads: int) -> serving.Served:
     columns = pipe.model.config.label2id
 
     def many(texts: list[str], batch: int) -> list[int]:
-        return [columns[said["label"]] for said in pipe(texts, batch_size=batch, truncation=True)]
+        return [columns[said["label"]] for said in pipe(texts, batch_size=batch, truncation=True, max_length=512)]
 
     def bare(ids: list[int]) -> torch.Tensor:
         fed = torch.tensor([ids])
         with torch.inference_mode():
             return pipe.model(input_ids=fed, attention_mask=torch.ones_like(fed)).logits
 
-    return serving.Served(lambda text: columns[pipe(text, truncation=True)[0]["label"]], bare, many)
+    return serving.Served(lambda text: columns[pipe(text, truncation=True, max_length=512)[0]["label"]], bare, many)
 
 
 if __name__ == "__main__":
