@@ -37,7 +37,7 @@ from retrue.training.pictures import BLUE, INK, STYLE
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "docs/serving.svg"
 LENGTHS = (16, 32, 128, 256, 512)  # tokens
-REPEATS = 3  # of a single text, in a round
+MOST_REPEATS, REPEATED = 5, 400  # times a single text is asked in a round, and tokens in all of them
 PIECES = 3  # in which the many texts are read, so that no peer has them all in a bad minute
 SLOW_REVIEWS, SLOW_TWEETS = 96, 256  # that a slow way reads
 LETTERED = 20  # reviews whose words the texts of a given length are made of
@@ -170,15 +170,15 @@ def main() -> None:
         with_amx: Single = {}
         if "amx_int8" in processor.flags():
             with up(ways, folders, scratch) as peers:
-                with_amx = singles(peers, exact, asked.rounds, scratch, ("one",))[0]
+                with_amx = singles(peers, exact, asked.rounds, scratch, bare=False)[0]
             processor.withhold_amx()
+        flips = flipped(ways, asked.model, data, scratch) if asked.model else {}
         with up(ways, folders, scratch) as peers:
-            single, peaks = singles(peers, exact, asked.rounds, scratch, ("one", "bare"))
+            single, peaks = singles(peers, exact, asked.rounds, scratch, bare=True)
             rates = many(peers, {"reviews": reviews(data, asked.reviews), "tweets": tweets(data, asked.tweets)})
         starts = started(ways, folders, exact[128][0], asked.rounds, scratch)
         sizes = {way.name: sized(way, folders[way.script]) for way in ways}
         quota = under_quota(folders, sentences(data)[0], scratch)
-        flips = flipped(ways, asked.model, data, scratch) if asked.model else {}
     found = Found(single, with_amx, peaks, rates, starts, sizes, quota, flips)
     text = report(asked, ways, found)
     sys.stdout.write(text + "\n")
@@ -205,17 +205,18 @@ def up(ways: Sequence[Way], folders: Mapping[str, Path], scratch: Path) -> Itera
 
 
 def singles(
-    peers: Sequence[Peer], exact: Mapping[int, tuple[str, list[int]]], rounds: int, scratch: Path, kinds: Sequence[str]
+    peers: Sequence[Peer], exact: Mapping[int, tuple[str, list[int]]], rounds: int, scratch: Path, *, bare: bool
 ) -> tuple[Single, list[Peak]]:
-    """CPU seconds of one text by itself, by round: from its letters ("one"), and the model alone ("bare")."""
+    """CPU seconds of one text by itself, by round: from its letters ("one"), and of int8 models alone ("bare")."""
     found: Single = {}
     peaks = []
     draw = random.Random(0)
     for number in tqdm(range(rounds + 1), desc="single texts", unit="round", disable=None):
         for length, (text, ids) in exact.items():
-            job = {"texts": [text] * REPEATS, "ids": [ids] * REPEATS}
+            times = min(MOST_REPEATS, max(1, REPEATED // length))
+            job = {"texts": [text] * times, "ids": [ids] * times}
             for peer in draw.sample(peers, len(peers)):
-                for do in kinds:
+                for do in ("one", "bare") if bare and peer.way in INT8 else ("one",):
                     spent = peer.ask(do, **job)["cpu"]
                     if number:  # the first round warms up
                         found.setdefault((peer.way.name, do, length), []).append(statistics.median(spent))
@@ -404,8 +405,8 @@ def report(asked: argparse.Namespace, ways: Sequence[Way], found: Found) -> str:
         "![CPU time of one text, and texts per CPU second, of each way](serving.svg)",
         "One text, from its letters to its label, CPU ms by its tokens:",
         page.table(*timings(ways, found.single, "one")),
-        "The model alone:",
-        page.table(*timings(ways, found.single, "bare")),
+        "int8 models alone, from token ids to logits:",
+        page.table(*timings([way for way in ways if way in INT8], found.single, "bare")),
         f"{asked.reviews:,} film reviews of at most {fullsize.MOST} tokens and {asked.tweets:,} tweets, texts per CPU "
         f"second. fp32, bf16 and CTranslate2 read {min(SLOW_REVIEWS, asked.reviews)} and "
         f"{min(SLOW_TWEETS, asked.tweets)} of them, as long and as short as all are. onnxruntime, OpenVINO and "
