@@ -65,7 +65,7 @@ class Way(NamedTuple):
     hub: bool = False  # asks for the hub's client when it is imported
 
 
-OWN = Way("retrue", "retrue", ".venv", "retrue", "", ("numpy", "onnxruntime", "tokenizers"), "model.onnx")
+OWN = Way("retrue", "retrue", ".venv", "retrue", "", ("numpy", "onnxruntime", "tokenizers"), "weights.bin")
 PIPELINE = Way(
     "pipeline", "transformers pipeline, fp32", ".venv", "transformers", "float32", ("torch", "transformers"),
     "model.safetensors", PIPELINES, slow=True, hub=True,
