@@ -53,13 +53,24 @@ def test_a_file_for_people_that_was_never_sealed_is_found(copy: Path) -> None:
         artifact.verify(copy)
 
 
+BOUND = {artifact.MODEL: "m", artifact.WEIGHTS: "w", artifact.TOKENIZER: "t"}
+
+
 @pytest.mark.parametrize(
-    "other", [("m2", "t", 64, "head"), ("m", "t2", 64, "head"), ("m", "t", 65, "head"), ("m", "t", 64, "ends")]
+    ("files", "max_tokens", "cut"),
+    [
+        *(({**BOUND, name: "other"}, 64, "head") for name in BOUND),
+        ({artifact.MODEL: "m", artifact.TOKENIZER: "t"}, 64, "head"),  # a model whose weights were in its graph
+        (BOUND, 65, "head"),
+        (BOUND, 64, "ends"),
+    ],
 )
 def test_what_a_reference_is_bound_to_changes_with_all_that_decides_a_texts_columns(
-    other: tuple[str, str, int, str],
+    files: dict[str, str], max_tokens: int, cut: str
 ) -> None:
-    assert artifact.bound(*other) != artifact.bound("m", "t", 64, "head") == artifact.bound("m", "t", 64, "head")
+    usual = artifact.bound(BOUND, 64, "head")
+    assert artifact.bound(files, max_tokens, cut) != usual == artifact.bound(dict(BOUND), 64, "head")
+    assert artifact.bound({**BOUND, artifact.CARD: "c"}, 64, "head") == usual
 
 
 def test_an_altered_manifest_is_another_model(copy: Path) -> None:

@@ -232,13 +232,14 @@ def test_rows_of_a_model_that_served_before_do_not_pile_up(
     assert list(lake.keys("capture/")) == []
 
 
+@pytest.mark.parametrize("name", [artifact.MODEL, artifact.WEIGHTS])
 def test_a_reference_that_another_graph_made_is_refused(
-    lake: Lake, classifier: Classifier, usual: list[Prediction]
+    lake: Lake, classifier: Classifier, usual: list[Prediction], name: str
 ) -> None:
     write(lake, usual)
     key = f"models/{classifier.model}/{artifact.MANIFEST}"
     manifest = lake.get_json(key)
-    lake.put_json(key, {"files": {**manifest["files"], artifact.MODEL: "0" * 64}})
+    lake.put_json(key, {"files": {**manifest["files"], name: "0" * 64}})
     with pytest.raises(ModelRefused, match="reference"):
         checked(lake, classifier)
     assert len(list(lake.keys("capture/"))) == 12

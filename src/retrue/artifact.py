@@ -92,7 +92,7 @@ def verify(folder: Path) -> str:
 
 def bound(files: Mapping[str, str], max_tokens: int, cut: str) -> str:
     """All that decides what a text's columns are: the sha256 of graph, weights and tokenizer, and how much is read."""
-    made_of = ", ".join(f"{name} {files[name]}" for name in (MODEL, WEIGHTS, TOKENIZER))
+    made_of = ", ".join(f"{name} {files.get(name, NONE)}" for name in (MODEL, WEIGHTS, TOKENIZER))
     return f"{made_of}, {max_tokens} tokens, cut {cut}"
 
 
