@@ -4,6 +4,7 @@ The model counts words. It cannot follow a review that was turned around in a fe
 counterfactual ones; a transformer loses much less there.
 """
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -45,11 +46,11 @@ def model(bag_of_words: Read, real_data: Path) -> dict[str, bytes]:
     read = bag_of_words(texts)
     accuracy = float(np.mean(read[-1].argmax(axis=1) == labels))
     card = Card(LABELS, iso(START), "words", "fp32", 256, 1.0, "d", {"test": {"accuracy": accuracy}}, {}, {})
-    bound = artifact.bound("model", "tokenizer", card.max_tokens, card.cut)
-    files = f'{{"files": {{"{artifact.MODEL}": "model", "{artifact.TOKENIZER}": "tokenizer"}}}}'
+    files = {name: name for name in (artifact.MODEL, artifact.WEIGHTS, artifact.TOKENIZER)}
+    bound = artifact.bound(files, card.max_tokens, card.cut)
     return {
         artifact.CARD: card.to_json().encode(),
-        artifact.MANIFEST: files.encode(),
+        artifact.MANIFEST: json.dumps({"files": files}).encode(),
         artifact.REFERENCE: drift.register(drift.columns(*read), made_by=bound).to_bytes(),
     }
 
