@@ -223,6 +223,7 @@ def world(
             "MODEL_PARAMETER": PARAMETER,
             "MODEL_URI": lake.uri(f"{MODELS}{id}/"),
             "STATE_MACHINE_ARN": "arn:aws:states:us-east-1:000000000000:stateMachine:none",
+            "SCORING_ARN": "arn:aws:states:us-east-1:000000000000:stateMachine:none",
             "MLFLOW_TRACKING_URI": "",
             "FUNCTION": "predict",
         }

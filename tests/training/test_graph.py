@@ -132,6 +132,11 @@ def test_the_graph_is_written_as_it_is_to_be_run(graph: Graph, tmp_path: Path, p
     assert {entry.value for item in large for entry in item.external_data if entry.key == "location"} == {"weights.bin"}
 
 
+def test_the_weights_can_be_read_by_whoever_serves_them(graph: Graph, tmp_path: Path) -> None:
+    graphs.write(graph, tmp_path / artifact.MODEL)
+    assert [(tmp_path / name).stat().st_mode & 0o444 for name in (artifact.MODEL, artifact.WEIGHTS)] == [0o444] * 2
+
+
 def test_of_the_last_layer_only_the_first_token_is_computed(graph: Graph, exported: Path) -> None:
     model = onnx.shape_inference.infer_shapes(onnx.load(exported))
     slices = [node for node in model.graph.node if node.op_type == "Slice"]

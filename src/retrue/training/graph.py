@@ -101,6 +101,7 @@ def write(graph: Graph, path: Path, ranges: Ranges | None = None, smoothing: flo
     model = helper.make_model(whole, opset_imports=opsets, ir_version=IR)
     path.with_name(WEIGHTS).unlink(missing_ok=True)  # onnx appends to a file that is there
     onnx.save(model, path, save_as_external_data=True, location=WEIGHTS, size_threshold=ALONE)
+    path.with_name(WEIGHTS).chmod(0o644)  # onnx makes it for its owner alone, and Lambda's user is another
 
 
 class _Writer:
