@@ -30,7 +30,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def made_by() -> str:
     """The command that runs, and the machine and packages that it runs on."""
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    # Where something lies on this machine tells nobody else anything.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     return f"```sh\n{command}\n```\n\n{machine()}."
 
 
