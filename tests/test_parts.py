@@ -239,6 +239,8 @@ def test_a_file_that_takes_too_long_to_cut_or_is_too_large_is_refused_before_any
     job = begun(lake, body)
     assert cut(lake, job, body, remaining=lambda: 1.0)["parts"] == 0
     assert lake.read_job(job.id).error == parts.TOO_LONG
+    clock = iter([900.0] * 4 + [1.0])  # all four parts are written by then
+    assert cut(lake, begun(lake, body, "incoming/just.csv"), body, remaining=lambda: next(clock))["parts"] == 4
     job = begun(lake, body, "incoming/huge.csv")
     assert parts.cut(lake, job, 6_000_000_000, SETTINGS, now, plenty)["parts"] == 0
     assert "6.0 GB" in (lake.read_job(job.id).error or "")

@@ -73,10 +73,10 @@ def _write(run: Run, folder: str, table: Iterator[Row | Rejected]) -> int:
     """Write the parts, one at least; how many there are."""
     number = 0
     while (lines := [_line(item) for item in islice(table, ROWS)]) or number == 0:
-        run.lake.put(_rows(folder, number), gzip.compress("".join(lines).encode(), 1), "application/gzip")
-        number += 1
         if run.out_of_time():
             raise BadInput(TOO_LONG)
+        run.lake.put(_rows(folder, number), gzip.compress("".join(lines).encode(), 1), "application/gzip")
+        number += 1
     return number
 
 

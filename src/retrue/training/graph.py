@@ -112,12 +112,12 @@ class _Writer:
         self.weights: dict[str, onnx.TensorProto] = {}
         self.ranges, self.smoothing = ranges, smoothing
 
-    def add(self, kind: str, *inputs: str, outputs: int | str = 1, domain: str = "", **attributes: Any) -> Any:
-        """One operator; the name of its output, or the names where there are several."""
+    def add(self, kind: str, *inputs: str, output: str = "", domain: str = "", **attributes: Any) -> str:
+        """One operator; the name of its output."""
         name = f"{kind}_{len(self.nodes)}"
-        names = [outputs] if isinstance(outputs, str) else [f"{name}.{number}" for number in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
-        return names[0] if len(names) == 1 else names
+        told = output or f"{name}.0"
+        self.nodes.append(helper.make_node(kind, inputs, [told], name=name, domain=domain, **attributes))
+        return told
 
     def weight(self, name: str, value: Any) -> str:
         """A constant; the same name is written once."""
@@ -127,12 +127,12 @@ class _Writer:
 
     def normalise(self, x: str, name: str, norm: nn.LayerNorm) -> str:
         weight, bias = self.weight(f"{name}.weight", norm.weight), self.weight(f"{name}.bias", norm.bias)
-        return str(self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=norm.eps))
+        return self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=norm.eps)
 
     def product(self, x: str, name: str, module: nn.Linear) -> str:
         """What torch's Linear does, in fp32."""
         times = self.add("MatMul", x, self.weight(f"{name}.weight", module.weight.T))
-        return str(self.add("Add", times, self.weight(f"{name}.bias", module.bias)))
+        return self.add("Add", times, self.weight(f"{name}.bias", module.bias))
 
     def products(self, x: str, key: Key, modules: Mapping[str, nn.Linear], merged: bool = False) -> list[str]:
         """The products of one input with several weights, as int8 where its range is known.
@@ -159,18 +159,16 @@ class _Writer:
         full = module.weight.T.numpy() * smoothing[:, None]
         steps = np.maximum(np.abs(full).max(axis=0), np.finfo(np.float32).tiny) / LARGEST
         small = np.rint(full / steps).astype(np.int8)
-        return str(
-            self.add(
-                "MatMulIntegerToFloat",
-                x,
-                self.weight(f"{name}.weight", small),
-                scale,
-                self.weight(f"{name}.steps", steps.astype(np.float32)),
-                zero,
-                self.weight(f"{name}.zeros", np.zeros(steps.shape, np.int8)),
-                self.weight(f"{name}.bias", module.bias),
-                domain=MICROSOFT,
-            )
+        return self.add(
+            "MatMulIntegerToFloat",
+            x,
+            self.weight(f"{name}.weight", small),
+            scale,
+            self.weight(f"{name}.steps", steps.astype(np.float32)),
+            zero,
+            self.weight(f"{name}.zeros", np.zeros(steps.shape, np.int8)),
+            self.weight(f"{name}.bias", module.bias),
+            domain=MICROSOFT,
         )
 
     def divided(self, module: nn.Linear, key: Key) -> nn.Linear:
@@ -197,7 +195,7 @@ def _classifier(made: _Writer, graph: Graph) -> None:
         last = number == len(parts.head) - 1
         name = f"head.{number}"
         weight, bias = made.weight(f"{name}.weight", module.weight.T), made.weight(f"{name}.bias", module.bias)
-        x = made.add("Gemm", x, weight, bias, outputs="logits" if last else 1)
+        x = made.add("Gemm", x, weight, bias, output="logits" if last else "")
         x = made.add(activation, x) if activation else x
 
 
@@ -245,7 +243,7 @@ def _project(made: _Writer, graph: Graph, x: str) -> None:
     inside = made.add("MatMul", made.add("MatMul", apart, made.weight("span", span)), made.weight("span.back", span.T))
     outside = made.add("Sub", apart, inside)
     residual = made.add("ReduceL2", outside, made.weight("axis", np.array([1])), keepdims=1)
-    made.add("Concat", projection, residual, outputs="projection", axis=1)
+    made.add("Concat", projection, residual, output="projection", axis=1)
 
 
 def prove(graph: Graph, path: Path) -> None:
