@@ -15,10 +15,18 @@ from retrue.training.settings import Settings
 
 SETTINGS = Settings(learning_rate=3e-3, epochs=2, batch_size=15, max_tokens=32, max_rows=121)
 PROGRAM = """
-import os, sys
+import gc, os, sys
 from pathlib import Path
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from retrue.training import finetune
+part = distributed.destroy_process_group
+def parting():
+    copies = sum(type(each) is DistributedDataParallel for each in gc.get_objects())
+    (out.parent / f"copies-{os.environ['RANK']}").write_text(str(copies))
+    part()
+distributed.destroy_process_group = parting
 torch.cpu._is_avx512_bf16_supported = lambda: False
 from retrue.training.settings import Settings
 encoder, dataset, out = map(Path, sys.argv[1:4])
@@ -90,3 +98,5 @@ def test_two_processes_learn_what_one_learns(
     assert np.abs(np.array(together.losses) - np.array(alone.losses)).max() < 1e-4
     assert [entry["accuracy"] for entry in together.history] == [entry["accuracy"] for entry in alone.history]
     assert second.history == together.history
+    # One that outlives the group now and then stands still for ever, each thread waiting for the other.
+    assert [(tmp_path / f"copies-{rank}").read_text() for rank in range(2)] == ["0", "0"]

@@ -217,6 +217,7 @@ def finetune(
             history = [*history, entry]
             if entry[settings.metric] >= metric:
                 metric, accuracy = entry[settings.metric], entry["accuracy"]
+        learner.leave()
         if state.over and cluster.leads:
             learner.model.load_state_dict(best)
             encoders.save(learner.model, out)

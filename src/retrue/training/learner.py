@@ -117,6 +117,14 @@ class Learner:
         if "cuda" in numbers:
             torch.cuda.set_rng_state(numbers["cuda"], self.device)
 
+    def leave(self) -> None:
+        """Learn no more, so that the processes can part.
+
+        The copies' last reference to the group of processes would end it while Python's lock is held, for which the
+        group's own thread may be waiting.
+        """
+        self.copies = self.model
+
     def peak_memory_mb(self) -> float:
         """The most memory that was used: the GPU's where there is one, else this process's."""
         if self.device.type == "cuda":
