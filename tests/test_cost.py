@@ -49,6 +49,12 @@ def test_parameters_change_the_bill() -> None:
     assert dollars(BUSY, MonitorSchedule="rate(15 minutes)")["checks of the monitor"] == pytest.approx(
         4 * usual["checks of the monitor"]
     )
+    # Half a CPU is half the price for twice the time; a second one is of no use to one text alone.
+    assert dollars(BUSY, PredictMegabytes="885")["predictions over HTTP"] == pytest.approx(
+        usual["predictions over HTTP"], rel=1e-3
+    )
+    more = dollars(BUSY, PredictMegabytes="3538")["predictions over HTTP"] - usual["predictions over HTTP"]
+    assert more == pytest.approx(10 * 3_600 * 730 * 0.03 * 1769 / 1024 * 0.0000166667)
     assert "keys" not in usual
     assert dollars(BUSY, SignModels="true", CustomerKey="true")["keys"] == 2.0
 

@@ -44,6 +44,14 @@ def test_an_error_does_not_tell_the_value() -> None:
     assert "TOLERATED_DROP is not a number" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "threads"), [(None, 1), ("512", 1), ("1769", 1), ("3537", 1), ("3538", 2), ("10240", 5)]
+)
+def test_a_thread_for_each_whole_cpu_that_memory_pays_for(megabytes: str | None, threads: int) -> None:
+    environ = {} if megabytes is None else {"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": megabytes}
+    assert settings.threads(environ) == threads
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_field_of_every_shape_can_be_set(shape: type) -> None:
     samples = {str: "7", int: "7", float: "7", bool: "1"}

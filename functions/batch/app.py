@@ -35,7 +35,8 @@ def deployment() -> tuple[settings.Batch, Lake]:
 @lru_cache(maxsize=1)
 def classifier(model_uri: str) -> Classifier:
     read, lake = deployment()
-    return answers.fetch_model(lake, model_uri, Path(tempfile.gettempdir()) / "models", read.signing_key)
+    folder, threads = Path(tempfile.gettempdir()) / "models", settings.threads(os.environ)
+    return answers.fetch_model(lake, model_uri, folder, read.signing_key, threads)
 
 
 @logger.inject_lambda_context

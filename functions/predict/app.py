@@ -39,7 +39,8 @@ def deployment() -> tuple[settings.Predict, Lake | None]:
 def serving() -> Answers:
     read, lake = deployment()
     folder = Path(tempfile.gettempdir()) / "models"
-    return Answers(answers.fetch_model(lake, read.model_uri, folder, read.signing_key), lake, read)
+    threads = settings.threads(os.environ)
+    return Answers(answers.fetch_model(lake, read.model_uri, folder, read.signing_key, threads), lake, read)
 
 
 @app.post(

@@ -107,7 +107,9 @@ def find_job(lake: Lake | None, id: str) -> Job:
         raise NotFound("there is no job with this id") from None
 
 
-def fetch_model(lake: Lake | None, model_uri: str, root: Path, signing_key: str = "") -> Classifier:
+def fetch_model(
+    lake: Lake | None, model_uri: str, root: Path, signing_key: str = "", threads: int = 1
+) -> Classifier:
     """Open the model at s3://bucket/models/<id>/, from `root`/<id> where an earlier call left it, or at file:///folder.
 
     NoModel where the URI is "none"; ModelRefused where the folder is missing, altered, another model's, or, with a
@@ -117,7 +119,7 @@ def fetch_model(lake: Lake | None, model_uri: str, root: Path, signing_key: str 
         raise NoModel("no model is serving yet: run `retrue retrain`")
     signer = Signer(signing_key) if signing_key else None
     if model_uri.startswith(LOCAL):
-        return _open_local(Path(url2pathname(model_uri.removeprefix(LOCAL))), signer)
+        return _open_local(Path(url2pathname(model_uri.removeprefix(LOCAL))), signer, threads)
     bucket, prefix = split_uri(model_uri)
     if lake is None or bucket != lake.bucket:
         raise ModelRefused("the serving model lies in another bucket than this deployment's: promote one of its own")
@@ -125,19 +127,19 @@ def fetch_model(lake: Lake | None, model_uri: str, root: Path, signing_key: str 
     folder = root / expected
     if not folder.is_dir():
         _download(lake, f"{prefix.rstrip('/')}/", folder, signer)
-    classifier = Classifier.open(folder)
+    classifier = Classifier.open(folder, threads)
     if classifier.model != expected:
         raise ModelRefused(f"the folder of model {expected} holds model {classifier.model}: promote another one")
     return classifier
 
 
-def _open_local(folder: Path, signer: Signer | None) -> Classifier:
+def _open_local(folder: Path, signer: Signer | None, threads: int) -> Classifier:
     if signer is not None:
         signature = folder / artifact.SIGNATURE
         if not signature.is_file():
             raise ModelRefused(UNSIGNED)
         signer.check((folder / artifact.MANIFEST).read_bytes(), signature.read_bytes())
-    return Classifier.open(folder)
+    return Classifier.open(folder, threads)
 
 
 def _download(lake: Lake, prefix: str, folder: Path, signer: Signer | None) -> None:

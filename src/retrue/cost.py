@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from retrue.settings import MEGABYTES_OF_ONE_CPU
+
 HOURS = 730  # in a month
 SECONDS = 3_600 * HOURS
 
@@ -64,7 +66,7 @@ def bill(template: Mapping[str, Any], parameters: Mapping[str, str], usage: Usag
     defaults = {name: str(item.get("Default", "")) for name, item in template["Parameters"].items()}
     values = {**defaults, **parameters}
     memory = {
-        name: item["Properties"]["MemorySize"] / 1024
+        name: _megabytes(item["Properties"]["MemorySize"], values)
         for name, item in resources.items()
         if item["Type"] == "AWS::Serverless::Function"
     }
@@ -77,8 +79,9 @@ def bill(template: Mapping[str, Any], parameters: Mapping[str, str], usage: Usag
     stored = records * RECORD * KEPT_DAYS / 30.4 / 1e9
 
     def seconds(function: str, each: float, times: float) -> tuple[float, float]:
-        """GB-seconds, and what they and the calls cost."""
-        used = each * times * memory[function]
+        """GB-seconds, and what they and the calls cost; less than a whole CPU takes longer."""
+        share = min(1.0, memory[function] / MEGABYTES_OF_ONE_CPU)
+        used = each / share * times * memory[function] / 1024
         return used, used * GB_SECOND + times * REQUEST
 
     predicted, predict = seconds("PredictFunction", usage.milliseconds / 1000, requests)
@@ -100,6 +103,10 @@ def bill(template: Mapping[str, Any], parameters: Mapping[str, str], usage: Usag
         Line("images", IMAGES_GB, "GB", IMAGES_GB * IMAGE_GB_MONTH),
     ]
     return lines + ([Line("keys", keys, "of them", keys * KEY)] if keys else [])
+
+
+def _megabytes(size: int | dict[str, str], values: Mapping[str, str]) -> float:
+    return float(values[size["Ref"]] if isinstance(size, dict) else size)
 
 
 def hours_between(schedule: str) -> float:

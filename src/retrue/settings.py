@@ -10,6 +10,8 @@ from retrue.errors import WrongSetting
 
 Shape = TypeVar("Shape")
 NO_BUCKET = "none"  # what BUCKET says where nothing is kept
+MEGABYTES = "AWS_LAMBDA_FUNCTION_MEMORY_SIZE"
+MEGABYTES_OF_ONE_CPU = 1_769  # Lambda gives CPU in the measure of memory
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
@@ -32,6 +34,14 @@ def read(shape: type[Shape], environ: Mapping[str, str]) -> Shape:
     if wrong:
         raise WrongSetting("; ".join(wrong))
     return shape(**values)
+
+
+def threads(environ: Mapping[str, str]) -> int:
+    """How many threads a text is worth: one for each whole CPU that the function's memory pays for, and one elsewhere.
+
+    More would wait for each other in the share of a CPU that Lambda grants.
+    """
+    return max(1, int(environ.get(MEGABYTES, "0")) // MEGABYTES_OF_ONE_CPU)
 
 
 def parse(kind: type, text: str) -> Any:

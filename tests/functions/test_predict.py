@@ -521,6 +521,15 @@ def test_inside_lambda_the_import_loads_the_model_that_there_is(
     assert request.getfixturevalue("api").serving.cache_info().currsize == loads
 
 
+@pytest.mark.parametrize(("megabytes", "threads"), [("1769", 1), ("3538", 2)])
+def test_a_text_gets_the_cpus_that_the_memory_pays_for(
+    model: str, api: ModuleType, monkeypatch: pytest.MonkeyPatch, megabytes: str, threads: int
+) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", megabytes)
+    options = api.serving().classifier._session.get_session_options()
+    assert options.intra_op_num_threads == threads
+
+
 def test_the_function_needs_neither_torch_nor_scipy() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import app; print([m for m in {HEAVY} if m in sys.modules])"

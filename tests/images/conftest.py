@@ -23,14 +23,15 @@ from retrue import artifact
 from retrue.lake import CURRENT_DATASET, DATASETS, MODELS, Lake
 from retrue.local import cloud, localize
 from retrue.local.home import Home, endpoint_environ, session
+from retrue.settings import MEGABYTES_OF_ONE_CPU
 
 PROJECT = Path(__file__).resolve().parents[2]
 REPORT = PROJECT / "dist/images"
-RESOURCES: dict[str, Any] = localize.read(PROJECT / "template.yaml")["Resources"]
+TEMPLATE: dict[str, Any] = localize.read(PROJECT / "template.yaml")
+RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
 FUNCTIONS = [name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"]
 IMAGES = {name: Path(RESOURCES[name]["Metadata"]["Dockerfile"]).parent.name for name in FUNCTIONS}
 BUCKET, PARAMETER = "retrue-images", "/retrue/images/model"
-MB_OF_ONE_CPU = 1769  # Lambda gives CPU in the measure of memory
 LAMBDA_USER = "993:990"
 TMP = "/tmp"  # noqa: S108 - all that Lambda leaves to a function
 START_SECONDS = 120.0
@@ -272,6 +273,8 @@ def start(
     def run(logical: str, **more: str) -> Function:
         properties = RESOURCES[logical]["Properties"]
         memory, disk = properties["MemorySize"], properties.get("EphemeralStorage", {"Size": 512})["Size"]
+        if isinstance(memory, dict):
+            memory = TEMPLATE["Parameters"][memory["Ref"]]["Default"]
         own = image(IMAGES[logical])
         entry = json.loads(engine.ask("image", "inspect", own))[0]["Config"]["Entrypoint"]
         port, name = free_port(), f"retrue-{uuid.uuid4().hex[:12]}"
@@ -280,7 +283,7 @@ def start(
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(memory),
             "AWS_LAMBDA_FUNCTION_TIMEOUT": str(properties["Timeout"]),
         }  # fmt: skip
-        cpus = min(memory / MB_OF_ONE_CPU, float(os.cpu_count() or 1))
+        cpus = min(memory / MEGABYTES_OF_ONE_CPU, float(os.cpu_count() or 1))
         words = ["run", "--rm", "--name", name, "--network", "host", "--pull", "never"]
         words += ["--memory", f"{memory}m", "--memory-swap", f"{memory}m", "--cpus", f"{cpus:.2f}"]
         words += ["--read-only", "--tmpfs", f"{TMP}:size={disk}m,mode=1777", "--user", LAMBDA_USER]
