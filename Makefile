@@ -8,7 +8,7 @@ PIP = bin/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quie
 # The training image (job) is several gigabytes with CUDA.
 export IMAGES ?= predict batch monitor train job
 
-.PHONY: up down logs test check base images test-images bench-train bench-drift bench-serve bench-load bench-explain lock openapi clean
+.PHONY: up down logs test check base images test-images bench-train bench-drift bench-serve bench-load bench-explain bench-sizing lock openapi clean
 
 up: .venv/ready .venv-cloud/ready
 	@.venv/bin/retrue up --port $(PORT)
@@ -57,8 +57,12 @@ bench-drift: .venv/ready .venv-bench-evidently/ready .venv-bench-nannyml/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/drift.py
 
 # Both use the model of bench-drift, which they train where it is not there yet. 100,000 requests take about six minutes.
+# bench-load and bench-sizing run the image that `make base images IMAGES=predict` builds.
 bench-load: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/load.py
+
+bench-sizing: .venv/ready
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sizing.py
 
 bench-explain: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/explain.py

@@ -4,7 +4,6 @@ Nobody trained it, which changes no speed: its weights are random with a fixed s
 encoder. All is kept under RETRUE_HOME/bench-serve, by what it was made from.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from recipe import recipe
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-import retrue
 from retrue import artifact, corpus, drift, metrics
 from retrue.artifact import TOKENIZER
 from retrue.classifier import Classifier
@@ -78,9 +77,7 @@ def models(source: Path) -> dict[str, Path]:
 
 def ours(source: Path, kept: Path) -> Path:
     """A sealed model folder by the project's own export; another one for other code that makes it."""
-    code = [*sorted(Path(retrue.__file__).parent.rglob("training/*.py")), Path(__file__)]
-    made_by = hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()[:12]
-    folder = kept / f"retrue-{made_by}"
+    folder = kept / f"retrue-{recipe(Path(__file__))}"
     if folder.is_dir():
         return folder
     with tempfile.TemporaryDirectory(dir=kept) as scratch:

@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from recipe import recipe
 from tqdm import tqdm
 
 from retrue import artifact, dataset, drift
@@ -87,8 +88,8 @@ def pools() -> tuple[Path, dict[str, Pool]]:
 
 
 def model(data: Path) -> Path:
-    """A sealed model folder, trained on film reviews."""
-    folder = home() / "model"
+    """A sealed model folder, trained on film reviews; another one for other code that makes it."""
+    folder = home() / f"model-{recipe(Path(__file__))}"
     if folder.is_dir():
         return folder
     start = encoder.resolve(encoder_name := Settings().encoder_name, home().parent / "encoders")

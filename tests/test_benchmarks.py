@@ -115,11 +115,35 @@ def test_the_script_for_gpus_says_what_an_interpreter_lacks(real_data: Path, tmp
 def test_load_is_measured_from_the_server_to_the_page(tiny_model: Path, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text("<!-- load -->\n<!-- /load -->\n")
-    words = ["--model", tiny_model, "--requests", "8", "--tiny", "200", "--page", page]
+    words = ["--model", tiny_model, "--requests", "8", "--tiny", "200", "--no-image", "--page", page]
     subprocess.run([sys.executable, PROJECT / "benchmarks/load.py", *words], check=True, timeout=120)
     told = page.read_text()
     assert told.count("\n| a review of 100 words | ") == told.count("\n| one word | ") == 4
     assert "\n| 200 | " in told
+
+
+def test_the_price_of_a_size_is_its_memory_for_the_time_and_the_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    for name in ("page", "fullsize", "service", "sizing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    sizing = importlib.import_module("sizing")
+    monkeypatch.setattr(sizing.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(sizing, "PICTURE", tmp_path / "sizing.svg")
+    # Half as long with twice the memory, up to one CPU; and the CPU seconds of a text grow with its tokens.
+    taken = {
+        (size, length): [length / 2_000 / min(1, size / 1769)] * 4
+        for size in sizing.sizes()
+        for length in sizing.LENGTHS
+    }
+    assert max(sizing.sizes()) == 3_538
+    told = sizing.tables(taken, dict.fromkeys(sizing.sizes(), 200.0), [{"import numpy": 70.0, "session": 60.0}] * 3)
+    assert "| 1,024 | 0.58 | 1 | 200 | 28 / 28 ms, $0.66 | 111 / 111 ms, $2.04 |" in told
+    assert "| 3,538 | 2.00 | 2 | 200 | 16 / 16 ms, $1.12 |" in told
+    assert told.endswith("| **all** | **130** |")
+    sizing.draw(taken)
+    assert "A million texts, dollars" in (tmp_path / "sizing.svg").read_text()
 
 
 @pytest.fixture

@@ -107,9 +107,7 @@ def find_job(lake: Lake | None, id: str) -> Job:
         raise NotFound("there is no job with this id") from None
 
 
-def fetch_model(
-    lake: Lake | None, model_uri: str, root: Path, signing_key: str = "", threads: int = 1
-) -> Classifier:
+def fetch_model(lake: Lake | None, model_uri: str, root: Path, signing_key: str = "", threads: int = 1) -> Classifier:
     """Open the model at s3://bucket/models/<id>/, from `root`/<id> where an earlier call left it, or at file:///folder.
 
     NoModel where the URI is "none"; ModelRefused where the folder is missing, altered, another model's, or, with a
