@@ -1,8 +1,8 @@
 """The server under load: latency and throughput by the number of requests at the same time, and memory over many.
 
 Starts `functions/predict/server.py` with a model folder, and asks it over HTTP from this process; then the same in the
-predict image, with the share of the CPUs that Lambda gives. Latencies are those of whole requests. The tables go into
-docs/benchmarks.md.
+predict image, with the share of the CPUs that Lambda gives; then the local stack, where it is up. Latencies are those
+of whole requests. The tables go into docs/benchmarks.md.
 """
 
 import argparse
@@ -33,11 +33,15 @@ def main() -> None:
         with service.container(folder, megabytes) as up:
             told = f"The same in the image, with {megabytes:,} MB and their share of the CPUs, {megabytes / 1769:.2f}:"
             parts += [told, table(up, asked.requests)]
+    if up := service.stack():
+        parts += ["The API of the local stack, with the model of `make up`:", table(up, asked.requests)]
+    else:
+        parts += ["The local stack was not up (`make up`)."]
     memory = []
     with service.process(folder) as up:
         done = 0
         for upto in (asked.tiny // 100, *(asked.tiny * n // 4 for n in range(1, 5))):
-            asyncio.run(service.many(up.port, TINY, 8, upto - done))
+            asyncio.run(service.many(up, TINY, 8, upto - done))
             done = upto
             memory.append([f"{done:,}", f"{up.megabytes('VmRSS'):.1f}"])
     parts += ["Memory of the server's process, after so many requests of one word by 8 clients:"]
@@ -51,9 +55,9 @@ def table(up: service.Service, requests: int) -> str:
     """Latency and throughput of one server, by text and by requests at the same time."""
     rows = []
     for name, text in (("a review of 100 words", TYPICAL), ("one word", TINY)):
-        asyncio.run(service.many(up.port, text, 1, 20))
+        asyncio.run(service.many(up, text, 1, 20))
         for at_once in AT_ONCE:
-            taken, whole = asyncio.run(service.many(up.port, text, at_once, requests))
+            taken, whole = asyncio.run(service.many(up, text, at_once, requests))
             shares = [f"{1000 * each:.1f}" for each in np.percentile(taken, service.SHARES)]
             rows.append([name, str(at_once), *shares, f"{len(taken) / whole:.1f}"])
     head = ["text", "at once", *(f"ms, {share} %" for share in service.SHARES), "requests a second"]

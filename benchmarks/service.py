@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from retrue.local.home import STACK, Home, session
 from retrue.settings import MEGABYTES, MEGABYTES_OF_ONE_CPU
+from retrue.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "infra"))
@@ -31,10 +34,12 @@ STARTED = re.compile(r'"url":"http://127\.0\.0\.1:(\d+)"')
 
 
 class Service(NamedTuple):
-    """One that is up: where it listens, and the command that prints the status of its process."""
+    """One that is up: where it listens, what its callers send along, and what prints the status of its process."""
 
     port: int
-    status: Sequence[str]
+    status: Sequence[str] = ()
+    root: str = ""
+    headers: str = ""
 
     def megabytes(self, name: str) -> float:
         """Memory that the process holds (VmRSS), or has held at most (VmHWM)."""
@@ -53,16 +58,17 @@ def engine() -> images.Engine:
 class Connection:
     """One connection that stays open; a request is sent when the answer to the one before has come."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, up: Service) -> None:
+        self.up = up
 
     async def open(self) -> None:
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.up.port)
 
     async def ask(self, text: str) -> tuple[int, float]:
         """Status, and seconds from the first byte sent to the last received."""
         began, body = time.perf_counter(), json.dumps({"inputs": text}).encode()
-        head = f"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        head = f"POST {self.up.root}/v1/predict HTTP/1.1\r\nhost: localhost\r\n{self.up.headers}"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}"
         self.writer.write(f"{head}\r\n\r\n".encode() + body)
         told = (await self.reader.readuntil(b"\r\n\r\n")).decode()
         length = re.search(r"content-length: (\d+)", told, re.IGNORECASE)
@@ -71,9 +77,9 @@ class Connection:
         return int(told.split()[1]), time.perf_counter() - began
 
 
-async def many(port: int, text: str, at_once: int, requests: int, *, told: bool = True) -> tuple[list[float], float]:
+async def many(up: Service, text: str, at_once: int, requests: int, *, told: bool = True) -> tuple[list[float], float]:
     """Seconds of each request, and of all; every one must be answered well."""
-    connections = [Connection(port) for _ in range(at_once)]
+    connections = [Connection(up) for _ in range(at_once)]
     for connection in connections:
         await connection.open()
     left, taken = iter(tqdm(range(requests), desc=f"{at_once} at once", disable=None if told else True)), []
@@ -91,6 +97,17 @@ async def many(port: int, text: str, at_once: int, requests: int, *, told: bool 
         connection.writer.close()
         await connection.writer.wait_closed()
     return taken, whole
+
+
+def stack() -> Service | None:
+    """The API of the local stack, or None where it is not up."""
+    home = Home(Path(os.environ.get("RETRUE_HOME", ROOT / ".retrue")))
+    if home.endpoint is None:
+        return None
+    found = Stack(session(home.endpoint), STACK)
+    url = urlsplit(found.api_url)
+    assert url.port is not None
+    return Service(url.port, root=url.path, headers=f"x-api-key: {found.api_key}\r\n")
 
 
 @contextmanager

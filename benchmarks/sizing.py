@@ -76,7 +76,7 @@ def latencies(folder: Path, texts: dict[int, str], rounds: int, requests: int) -
         for number in tqdm(range(-1, rounds), desc="rounds", disable=None):  # the first is to warm up
             for size, one in up.items():
                 for length, asked in texts.items():
-                    found, _ = asyncio.run(service.many(one.port, asked, 1, requests, told=False))
+                    found, _ = asyncio.run(service.many(one, asked, 1, requests, told=False))
                     if number >= 0:
                         taken.setdefault((size, length), []).extend(found)
         return taken, {size: one.megabytes("VmHWM") for size, one in up.items()}
