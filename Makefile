@@ -61,7 +61,7 @@ bench-drift: .venv/ready .venv-bench-evidently/ready .venv-bench-nannyml/ready
 bench-load: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/load.py
 
-bench-sizing: .venv/ready
+bench-sizing: .venv/ready .venv-cloud/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/sizing.py
 
 bench-explain: .venv/ready

@@ -138,10 +138,12 @@ def test_the_price_of_a_size_is_its_memory_for_the_time_and_the_request(
         for length in sizing.LENGTHS
     }
     assert max(sizing.sizes()) == 3_538
-    told = sizing.tables(taken, dict.fromkeys(sizing.sizes(), 200.0), [{"import numpy": 70.0, "session": 60.0}] * 3)
+    starts = [{"import numpy": 70.0, "tokenizer and session": 150.0}] * 3
+    told = sizing.tables(taken, dict.fromkeys(sizing.sizes(), 200.0), starts)
     assert "| 1,024 | 0.58 | 1 | 200 | 28 / 28 ms, $0.66 | 111 / 111 ms, $2.04 |" in told
     assert "| 3,538 | 2.00 | 2 | 200 | 16 / 16 ms, $1.12 |" in told
-    assert told.endswith("| **all** | **130** |")
+    assert "| import numpy | 70 | 90 | kept |\n| tokenizer and session | 150 | 130 | exceeded |" in told
+    assert told.endswith("| **all** | **220** | 220 |  |")
     sizing.draw(taken)
     assert "A million texts, dollars" in (tmp_path / "sizing.svg").read_text()
 
