@@ -39,7 +39,7 @@ SHARES, PEERED = (0.05, 0.1, 0.2, 0.5), (0.1, 0.5)
 YEAR = detector.CHECKS  # windows, if hourly; and the run length that the detector is asked to keep
 PATIENCE = 200  # windows of drift after which nobody waits any longer
 GROUPED = 3  # cuts of the home films into those of the reference and others
-RUNS = 1  # of waiting for the alarm, a split
+RUNS = 5  # of waiting for the alarm, a split
 # Texts of other subjects or languages; the others are the same reviews with errors, cut short, or of one label.
 CROSS = ("airline tweets", "Yelp", "Amazon electronics", "Amazon kitchen", "Amazon books", "French, German")
 OURS = "retrue"
