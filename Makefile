@@ -56,8 +56,8 @@ bench-drift: .venv/ready .venv-bench-evidently/ready .venv-bench-nannyml/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/layer.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/drift.py
 
-# Both use the model of bench-drift, which they train where it is not there yet. 100,000 requests take about six minutes.
-# bench-load and bench-sizing run the image that `make base images IMAGES=predict` builds.
+# bench-load and bench-explain use the model of bench-drift, which they train where it is not there yet; bench-load and
+# bench-sizing the image that `make base images IMAGES=predict` builds. 100,000 requests take about six minutes.
 bench-load: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/load.py
 
@@ -67,7 +67,7 @@ bench-sizing: .venv/ready .venv-cloud/ready
 bench-explain: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/explain.py
 
-# Makes models of DistilBERT's full size once for every peer, and keeps them under .retrue.
+# Makes models of DistilBERT's full size for every peer, and trains a small one, once, and keeps them under .retrue.
 bench-serve: .venv/ready .venv-bench-optimum/ready .venv-bench-openvino/ready .venv-bench-ctranslate2/ready
 	.venv/bin/python benchmarks/serve.py
 

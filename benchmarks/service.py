@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from retrue.local.home import STACK, Home, session
-from retrue.settings import MEGABYTES, MEGABYTES_OF_ONE_CPU
+from retrue.settings import MEGABYTES_OF_ONE_CPU, MEMORY_VARIABLE
 from retrue.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,8 +50,14 @@ class Service(NamedTuple):
 
 @cache
 def engine() -> images.Engine:
-    """The container engine of this machine."""
-    return images.engine()
+    """The container engine of this machine, with the image."""
+    try:
+        found = images.engine()
+    except images.Unable as error:
+        sys.exit(str(error))
+    if not found.has(IMAGE):
+        sys.exit(f"the image {IMAGE} is not built: make base images IMAGES=predict")
+    return found
 
 
 class Connection:
@@ -99,11 +104,11 @@ async def many(up: Service, text: str, at_once: int, requests: int, *, told: boo
     return taken, whole
 
 
-def stack() -> Service | None:
-    """The API of the local stack, or None where it is not up."""
+def stack() -> Service:
+    """The API of the local stack that is up."""
     home = Home(Path(os.environ.get("RETRUE_HOME", ROOT / ".retrue")))
     if home.endpoint is None:
-        return None
+        sys.exit("no local stack is up: retrue up --parameter ApiRate=1000 --parameter ApiBurst=1000")
     found = Stack(session(home.endpoint), STACK)
     url = urlsplit(found.api_url)
     assert url.port is not None
@@ -134,7 +139,7 @@ def confined(folder: Path, megabytes: int) -> list[str]:
     words = [engine().path, "run", "--rm", "--network", "host", "--pull", "never", "--read-only", "--tmpfs", TMP]
     words += ["--memory", f"{megabytes}m", "--memory-swap", f"{megabytes}m"]
     words += ["--cpu-period", str(PERIOD), "--cpu-quota", str(round(share * PERIOD))]
-    return [*words, "--env", f"{MEGABYTES}={megabytes}", "--volume", f"{folder.resolve()}:/opt/ml/model:ro"]
+    return [*words, "--env", f"{MEMORY_VARIABLE}={megabytes}", "--volume", f"{folder.resolve()}:/opt/ml/model:ro"]
 
 
 @contextmanager
@@ -151,8 +156,10 @@ def _started(words: Sequence[str], environ: Mapping[str, str]) -> Iterator[tuple
             found = STARTED.search(line)
         # Its log has to be read, or it would wait for its reader.
         with subprocess.Popen(["cat"], stdin=running.stdout, stdout=subprocess.DEVNULL):  # noqa: S607
-            yield running.pid, int(found[1])
-            running.send_signal(signal.SIGTERM)
+            try:
+                yield running.pid, int(found[1])
+            finally:
+                running.terminate()
     finally:
         running.terminate()
         running.wait(60)

@@ -32,7 +32,7 @@ from retrue.cost import GB_SECOND, REQUEST
 from retrue.lake import Lake
 from retrue.local import cloud, home
 from retrue.local.home import Home
-from retrue.settings import MEGABYTES_OF_ONE_CPU, threads
+from retrue.settings import MEGABYTES_OF_ONE_CPU, MEMORY_VARIABLE, threads
 from retrue.training.pictures import BLUE, INK, ORANGE, STYLE
 
 PAGE, PICTURE = service.ROOT / "docs/sizing.md", service.ROOT / "docs/sizing.svg"
@@ -127,7 +127,7 @@ def price(seconds: list[float], megabytes: int) -> float:
 def tables(taken: Taken, memory: dict[int, float], starts: list[dict[str, float]]) -> str:
     rows = []
     for size in sizes():
-        count = threads({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(size)})
+        count = threads({MEMORY_VARIABLE: str(size)})
         cells = [f"{size:,}", f"{size / MEGABYTES_OF_ONE_CPU:.2f}", str(count), f"{memory[size]:.0f}"]
         for length in LENGTHS:
             seconds = taken[size, length]

@@ -3,7 +3,7 @@
     python slim.py /packages s3 kms     the AWS services that the function asks
 
 Gone are tests, onnxruntime's library for programs in C (the module for Python has its own) and its tools that make
-models, and botocore's descriptions of services that nobody asks: a third of the packages.
+models, and botocore's descriptions of services that nobody asks: a tenth to a third of the packages.
 """
 
 import shutil

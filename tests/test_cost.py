@@ -49,7 +49,7 @@ def test_parameters_change_the_bill() -> None:
     assert dollars(BUSY, MonitorSchedule="rate(15 minutes)")["checks of the monitor"] == pytest.approx(
         4 * usual["checks of the monitor"]
     )
-    # Half a CPU is half the price for twice the time; a second one is of no use to one text alone.
+    # Half a CPU is half the price for twice the time; what a second one saves is not counted on.
     assert dollars(BUSY, PredictMegabytes="885")["predictions over HTTP"] == pytest.approx(
         usual["predictions over HTTP"], rel=1e-3
     )
@@ -57,6 +57,12 @@ def test_parameters_change_the_bill() -> None:
     assert more == pytest.approx(10 * 3_600 * 730 * 0.03 * 1769 / 1024 * 0.0000166667)
     assert "keys" not in usual
     assert dollars(BUSY, SignModels="true", CustomerKey="true")["keys"] == 2.0
+
+
+@pytest.mark.parametrize("size", ["0", "511", "10241", "much", "-1769"])
+def test_memory_that_lambda_would_not_take_is_refused(size: str) -> None:
+    with pytest.raises(ValueError, match=f"PredictMegabytes is {size}: give a whole number from 512 to 10240"):
+        dollars(BUSY, PredictMegabytes=size)
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,7 @@ def deployment() -> tuple[settings.Batch, Lake]:
 @lru_cache(maxsize=1)
 def classifier(model_uri: str) -> Classifier:
     read, lake = deployment()
-    folder, threads = Path(tempfile.gettempdir()) / "models", settings.threads(os.environ)
-    return answers.fetch_model(lake, model_uri, folder, read.signing_key, threads)
+    return answers.fetch_model(lake, model_uri, Path(tempfile.gettempdir()) / "models", read.signing_key)
 
 
 @logger.inject_lambda_context

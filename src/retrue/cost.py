@@ -60,13 +60,14 @@ class Line:
 def bill(template: Mapping[str, Any], parameters: Mapping[str, str], usage: Usage, metrics: int) -> list[Line]:
     """The bill of a template (as `localize.read` gives it) with these parameters and its own defaults for the others.
 
-    `metrics` is how many custom metrics are published. ValueError where the monitor's schedule is no rate.
+    `metrics` is how many custom metrics are published. ValueError where the monitor's schedule is no rate, or memory is
+    not what the template takes.
     """
     resources = template["Resources"]
     defaults = {name: str(item.get("Default", "")) for name, item in template["Parameters"].items()}
     values = {**defaults, **parameters}
     memory = {
-        name: _megabytes(item["Properties"]["MemorySize"], values)
+        name: _megabytes(item["Properties"]["MemorySize"], values, template["Parameters"])
         for name, item in resources.items()
         if item["Type"] == "AWS::Serverless::Function"
     }
@@ -79,7 +80,10 @@ def bill(template: Mapping[str, Any], parameters: Mapping[str, str], usage: Usag
     stored = records * RECORD * KEPT_DAYS / 30.4 / 1e9
 
     def seconds(function: str, each: float, times: float) -> tuple[float, float]:
-        """GB-seconds, and what they and the calls cost; less than a whole CPU takes longer."""
+        """GB-seconds, and what they and the calls cost.
+
+        Less than a whole CPU takes longer. A second one is not counted on, so beyond 3,537 MB it may be less.
+        """
         share = min(1.0, memory[function] / MEGABYTES_OF_ONE_CPU)
         used = each / share * times * memory[function] / 1024
         return used, used * GB_SECOND + times * REQUEST
@@ -105,8 +109,14 @@ def bill(template: Mapping[str, Any], parameters: Mapping[str, str], usage: Usag
     return lines + ([Line("keys", keys, "of them", keys * KEY)] if keys else [])
 
 
-def _megabytes(size: int | dict[str, str], values: Mapping[str, str]) -> float:
-    return float(values[size["Ref"]] if isinstance(size, dict) else size)
+def _megabytes(size: int | dict[str, str], values: Mapping[str, str], parameters: Mapping[str, Any]) -> float:
+    if isinstance(size, int):
+        return float(size)
+    name = size["Ref"]
+    least, most = parameters[name]["MinValue"], parameters[name]["MaxValue"]
+    if not values[name].isdecimal() or not least <= int(values[name]) <= most:
+        raise ValueError(f"{name} is {values[name]}: give a whole number from {least} to {most}")
+    return float(values[name])
 
 
 def hours_between(schedule: str) -> float:

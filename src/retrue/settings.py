@@ -10,7 +10,7 @@ from retrue.errors import WrongSetting
 
 Shape = TypeVar("Shape")
 NO_BUCKET = "none"  # what BUCKET says where nothing is kept
-MEGABYTES = "AWS_LAMBDA_FUNCTION_MEMORY_SIZE"
+MEMORY_VARIABLE = "AWS_LAMBDA_FUNCTION_MEMORY_SIZE"
 MEGABYTES_OF_ONE_CPU = 1_769  # Lambda gives CPU in the measure of memory
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
@@ -41,7 +41,7 @@ def threads(environ: Mapping[str, str]) -> int:
 
     More would wait for each other in the share of a CPU that Lambda grants.
     """
-    return max(1, int(environ.get(MEGABYTES, "0")) // MEGABYTES_OF_ONE_CPU)
+    return max(1, int(environ.get(MEMORY_VARIABLE, "0")) // MEGABYTES_OF_ONE_CPU)
 
 
 def parse(kind: type, text: str) -> Any:

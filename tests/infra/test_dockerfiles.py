@@ -120,7 +120,7 @@ def test_only_syntax_that_every_builder_knows_is_used(dockerfile: str) -> None:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_libraries_send_nothing_home_and_start_no_threads_of_their_own(dockerfile: str) -> None:
+def test_libraries_send_nothing_home_and_start_no_threads_in_functions(dockerfile: str) -> None:
     last_stage = instructions(dockerfile)
     starts = [k for k, (name, rest) in enumerate(last_stage) if name == "FROM" and rest.startswith("${BASE_IMAGE}")]
     variables = " ".join(rest for name, rest in last_stage[starts[-1] :] if name == "ENV")
