@@ -33,6 +33,7 @@ MODULES = ("app", "gateway", "problems", "server", "shapes")
 PATHS = ["/v1/predict", "/v1/text-classification", "/v1/health", "/v1/jobs/{id}"]
 SECRET = "Mellifluous aardvarks audited my pension on a Tuesday."
 PATIENCE = 60.0
+ATTEMPTS = 5
 CLIENT = """
 import json, sys
 from huggingface_hub import InferenceClient
@@ -495,16 +496,22 @@ def test_requests_of_many_clients_are_all_answered_or_told_to_come_again(start: 
 def test_clients_that_go_away_are_not_scored(program: Program) -> None:
     long = json.dumps({"inputs": ["a dull film, and a long one " * 600] * 64}).encode()
     body = json.dumps({"inputs": "a dull film"}).encode()
-    before = len(program.lines())
-    with program.connect(long) as first:  # this one runs, while the others wait
-        for connection in [program.connect(body) for _ in range(6)]:
-            connection.close()
-        assert program.ask("/v1/predict", {"inputs": "fine"})[0] == 200
-        assert first.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
-    new = program.lines()[before:]
-    assert [line["status"] for line in new].count(499) == 6
-    # The large body may take longer to arrive than the last small one.
-    assert sorted(line["inputs"] for line in new if "inputs" in line) == [1, 64]
+    # On a busy machine the long one may be over before they have come and gone, and then one of them is scored.
+    for _ in range(ATTEMPTS):
+        before = len(program.lines())
+        with program.connect(long) as first:  # this one runs, while the others wait
+            for connection in [program.connect(body) for _ in range(6)]:
+                connection.close()
+            assert program.ask("/v1/predict", {"inputs": "fine"})[0] == 200
+            assert first.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+        new = program.lines()[before:]
+        gone = [line["status"] for line in new].count(499)
+        # The large body may take longer to arrive than the last small one.
+        scored = sorted(line["inputs"] for line in new if "inputs" in line)
+        assert scored == [1] * (1 + 6 - gone) + [64]
+        if gone == 6:
+            return
+    pytest.fail(f"in none of {ATTEMPTS} attempts all six were left out")
 
 
 def test_what_waits_at_sigterm_is_answered_before_the_end(start: Callable[..., Program]) -> None:
