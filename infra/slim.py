@@ -2,14 +2,15 @@
 
     python slim.py /packages s3 kms     the AWS services that the function asks
 
-Gone are tests, onnxruntime's library for programs in C (the module for Python has its own) and its tools that make
-models, and botocore's descriptions of services that nobody asks: a tenth to a third of the packages.
+Gone are tests, stubs and headers, onnxruntime's library for programs in C (the module for Python has its own) and its
+tools that make models, and botocore's descriptions of services that nobody asks: a tenth to a third of the packages.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
+FOR_COMPILERS = (".h", ".pxd", ".pyi")
 FOR_C = "libonnxruntime.so.*"
 TOOLS = ("quantization", "tools", "transformers")
 IDENTITY = "sts"  # how a role is taken where the environment says so, as in EKS
@@ -20,6 +21,9 @@ def slim(packages: Path, services: set[str]) -> None:
     for folder in sorted(packages.rglob("tests")):
         if folder.is_dir():
             shutil.rmtree(folder)
+    for file in list(packages.rglob("*")):
+        if file.suffix in FOR_COMPILERS:
+            file.unlink()
     onnxruntime = packages / "onnxruntime"
     if onnxruntime.is_dir():
         for name in TOOLS:

@@ -26,6 +26,8 @@ def packages(tmp_path: Path) -> Path:
         "botocore/data/ec2/2016-11-15/service-2.json",
         "botocore/data/endpoints.json",
         "numpy/lib/tests/test_io.py",
+        "numpy/__init__.pyi",
+        "numpy/_core/include/numpy/arrayobject.h",
         "numpy/lib/io.py",
         "onnxruntime/capi/libonnxruntime.so.1.31.1",
         "onnxruntime/capi/libonnxruntime_providers_shared.so",
