@@ -280,7 +280,7 @@ def under_quota(folders: Mapping[str, Path], texts: Sequence[str], scratch: Path
 
 def flipped(ways: Sequence[Way], data: Path, scratch: Path) -> dict[str, dict[str, tuple[float, float]]]:
     """How many labels int8 changes, and the accuracy, on a checkpoint that has learned reviews and sentences."""
-    folders = fullsize.models(taught.checkpoint(data))
+    folders = taught.models(data)
     found: dict[str, dict[str, tuple[float, float]]] = {}
     rows = {"reviews": labelled(data / "imdb_test.parquet", FLIPPED), "sentences": sentences(data, FLIPPED)}
     with up([PIPELINE, *(way for way in ways if way in INT8)], folders, scratch) as peers:

@@ -94,7 +94,7 @@ def test_all_64_directions_of_a_wide_layer_are_those_of_its_texts(graph: Graph) 
     torch.testing.assert_close(wide.matrix.T @ wide.matrix, torch.eye(64), rtol=0, atol=1e-5)
 
 
-def test_int8_weights_are_signed_and_of_seven_bits_but_for_those_of_the_drift_vector(
+def test_int8_weights_are_signed_and_no_neighbours_overflow_16_bits_but_for_those_of_the_drift_vector(
     graph: Graph, exported: Path, tmp_path: Path
 ) -> None:
     graphs.write(graph, tmp_path / artifact.MODEL, measured(graph), 0.8)
@@ -105,7 +105,8 @@ def test_int8_weights_are_signed_and_of_seven_bits_but_for_those_of_the_drift_ve
     for node in products:
         weight = weights[node.input[1]]
         assert weight.dtype == np.int8
-        assert np.abs(weight.astype(int)).max() == 64
+        assert 255 * np.abs(weight.astype(int)).reshape(len(weight) // 2, 2, -1).sum(1).max() < 2**15
+        assert np.abs(weight.astype(int)).max() > 64  # which is all that single weights could have
     assert weights["words"].dtype == np.int8
     before = {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(exported).graph.initializer}
     for name in ("matrix", "centre", "head.0.weight", "head.1.weight"):

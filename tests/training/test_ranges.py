@@ -14,7 +14,8 @@ WIDTH = 6
 
 
 def given(low: Any, high: Any, weight: Any = 1.0) -> Range:
-    return Range(*(np.broadcast_to(np.asarray(value, np.float32), (WIDTH,)).copy() for value in (low, high, weight)))
+    each = (np.broadcast_to(np.asarray(value, np.float32), (WIDTH,)).copy() for value in (low, high, weight))
+    return Range(*each, np.eye(WIDTH, dtype=np.float32))
 
 
 def test_bytes_hold_every_value_of_the_range_and_zero_exactly() -> None:
@@ -57,8 +58,20 @@ def test_what_is_measured_is_what_flows_into_each_product_and_no_padding(graph: 
     with torch.inference_mode():
         hidden = graph.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     np.testing.assert_allclose(alone[1, "attend"].high, hidden[1].amax((0, 1)).numpy(), atol=1e-6)
+    tokens = hidden[1].flatten(0, 1)
+    np.testing.assert_allclose(alone[1, "attend"].gram, tokens.T @ tokens, rtol=1e-4, atol=1e-4)
     query = graph.model.distilbert.transformer.layer[1].attention.q_lin.weight.abs().amax(0)
     assert (alone[1, "attend"].weight >= query.detach().numpy()).all()
+
+
+def test_of_a_long_pass_some_tokens_tell_what_flows_in_together(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.arange(40)[None]
+    monkeypatch.setattr(ranges, "TOGETHER", 13)
+    found = ranges.measure(graph.model, [(ids, torch.ones_like(ids))])
+    with torch.inference_mode():
+        hidden = graph.model(input_ids=ids, output_hidden_states=True).hidden_states[1][0]
+    some = hidden[::4]
+    np.testing.assert_allclose(found[1, "attend"].gram, some.T @ some, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_left_behind_in_the_model(graph: Graph) -> None:

@@ -14,18 +14,16 @@ import onnx
 import onnxruntime
 import torch
 import transformers
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from retrue.artifact import CAPTURED, PROJECTIONS, WEIGHTS
 from retrue.errors import TrainingFailed
-from retrue.training import anatomy
+from retrue.training import anatomy, rounding
 from retrue.training.ranges import Key, Ranges
 
 OPSET, IR = 22, 10
 MICROSOFT = "com.microsoft"
-LARGEST = 64  # of an int8 weight: 7 bits, so that no sum of two products overflows on CPUs without VNNI
 ALONE = 1_024  # bytes of a weight that lies in the file of its own
 TOLERANCE = 1e-4  # between torch and the fp32 graph, absolute
 PROBED = 8  # lengths at which the graph is compared with torch
@@ -143,31 +141,31 @@ class _Writer:
             return [self.product(x, f"{key[0]}.{name}", module) for name, module in modules.items()]
         smoothing = self.ranges[key].smoothing(self.smoothing)
         step, zero = self.ranges[key].scale(smoothing)
+        gram = torch.from_numpy(self.ranges[key].gram / np.outer(smoothing, smoothing))
         place = f"{key[0]}.{key[1]}"
         if self.smoothing and not merged:
             x = self.add("Mul", x, self.weight(f"{place}.smoothing", 1 / smoothing))
         scale, point = self.weight(f"{place}.scale", step), self.weight(f"{place}.zero", zero)
         small = self.add("QuantizeLinear", x, scale, point)
+        factors = torch.from_numpy(smoothing)[:, None]
         return [
-            self._quantised(small, scale, point, f"{key[0]}.{name}", module, smoothing)
+            self._quantised(small, scale, point, f"{key[0]}.{name}", module.weight.T * factors, module.bias, gram)
             for name, module in modules.items()
         ]
 
     def _quantised(
-        self, x: str, scale: str, zero: str, name: str, module: nn.Linear, smoothing: NDArray[np.float32]
+        self, x: str, scale: str, zero: str, name: str, weight: torch.Tensor, bias: torch.Tensor, gram: torch.Tensor
     ) -> str:
-        full = module.weight.T.numpy() * smoothing[:, None]
-        steps = np.maximum(np.abs(full).max(axis=0), np.finfo(np.float32).tiny) / LARGEST
-        small = np.rint(full / steps).astype(np.int8)
+        steps = rounding.steps(weight)
         return self.add(
             "MatMulIntegerToFloat",
             x,
-            self.weight(f"{name}.weight", small),
+            self.weight(f"{name}.weight", rounding.rounded(weight, steps, gram)),
             scale,
-            self.weight(f"{name}.steps", steps.astype(np.float32)),
+            self.weight(f"{name}.steps", steps),
             zero,
-            self.weight(f"{name}.zeros", np.zeros(steps.shape, np.int8)),
-            self.weight(f"{name}.bias", module.bias),
+            self.weight(f"{name}.zeros", np.zeros(len(bias), np.int8)),
+            self.weight(f"{name}.bias", bias),
             domain=MICROSOFT,
         )
 

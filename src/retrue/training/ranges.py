@@ -18,17 +18,20 @@ from retrue.training import anatomy
 
 SITES = ("attend", "merge", "expand", "contract")  # the inputs of a layer's products, in their order
 LEAST = 1e-5  # of a channel's largest value, so that a silent one divides nothing by zero
+TOGETHER = 1_024  # tokens of a pass at most by which it is told what flows in together
 
 Key = tuple[int, str]  # layer and site
 
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the largest value of each channel, (width,) each, and the largest weight that a channel meets."""
+    """The least and the largest value of each channel, (width,) each, the largest weight that a channel meets, and what
+    the channels are together: the sum of x xᵀ over some of the tokens, (width, width)."""
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
     weight: NDArray[np.float32]
+    gram: NDArray[np.float32]
 
     def smoothing(self, share: float) -> NDArray[np.float32]:
         """What each channel is divided by: `share` of its largeness goes into the weights, 0 for none."""
@@ -57,6 +60,7 @@ def measure(model: Any, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> R
     ]
     low: dict[Key, torch.Tensor] = {}
     high: dict[Key, torch.Tensor] = {}
+    gram: dict[Key, torch.Tensor] = {}
     real = torch.empty(0)
 
     def watch(key: Key, module: nn.Linear) -> Any:
@@ -64,6 +68,8 @@ def measure(model: Any, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> R
             values = given[0][real]
             low[key] = torch.minimum(low.get(key, values.amin(0)), values.amin(0))
             high[key] = torch.maximum(high.get(key, values.amax(0)), values.amax(0))
+            some = values[:: -(-len(values) // TOGETHER)]
+            gram[key] = gram.get(key, 0) + some.T @ some
 
         return module.register_forward_pre_hook(look)
 
@@ -76,7 +82,10 @@ def measure(model: Any, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> R
     finally:
         for hook in hooks:
             hook.remove()
-    return {key: Range(low[key].numpy(), high[key].numpy(), _largest(meets[key[0]][key[1]])) for key in low}
+    return {
+        key: Range(low[key].numpy(), high[key].numpy(), _largest(meets[key[0]][key[1]]), gram[key].numpy())
+        for key in low
+    }
 
 
 def _largest(modules: list[nn.Linear]) -> NDArray[np.float32]:
