@@ -28,7 +28,6 @@ import images  # noqa: E402
 IMAGE = "retrue-predict"
 TMP = "/tmp"  # noqa: S108 - of the container
 PERIOD = 20_000  # microseconds in which a container gets its share of the CPUs
-SHARES = (50, 95, 99)  # percentiles of latency
 STARTED = re.compile(r'"url":"http://127\.0\.0\.1:(\d+)"')
 
 
