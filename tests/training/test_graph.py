@@ -170,6 +170,23 @@ def test_int8_is_near_to_fp32_and_says_the_same_of_a_text_alone_and_in_company(
         np.testing.assert_allclose(alone[1][0], projection[row], atol=1e-6)
 
 
+def test_a_graph_whose_scales_depend_on_what_runs_together_is_found_out(graph: Graph, tmp_path: Path) -> None:
+    path = tmp_path / artifact.MODEL
+    graphs.write(graph, path, measured(graph), 0.8)
+    assert graphs.moved(graph, path) <= graphs.TOLERANCE
+    model = onnx.load(path)
+    scaled = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    scaled.op_type = "DynamicQuantizeLinear"
+    scale, point = scaled.input[1:]
+    del scaled.input[1:]
+    scaled.output.extend(["its.scale", "its.zero"])
+    for node in model.graph.node:
+        if scaled.output[0] in node.input:
+            node.input[:] = [{scale: "its.scale", point: "its.zero"}.get(name, name) for name in node.input]
+    onnx.save(model, tmp_path / "dynamic.onnx")
+    assert graphs.moved(graph, tmp_path / "dynamic.onnx") > graphs.TOLERANCE
+
+
 def test_a_bert_with_its_pooler_and_first_segment_becomes_a_graph_too(tmp_path: Path) -> None:
     torch.manual_seed(3)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -99,7 +99,8 @@ def export(
         rows = [*test, *validation]
         classifiers = {folder: Classifier(folder) for folder in (full, small)}
         by_both = {folder: _score(classifier, rows[:COMPARED]) for folder, classifier in classifiers.items()}
-        comparison = compare([row.label for row in rows[:COMPARED]], by_both[full], by_both[small])
+        moved = graphs.moved(graph, small / artifact.MODEL)
+        comparison = compare([row.label for row in rows[:COMPARED]], by_both[full], by_both[small], moved)
         comparison["smoothing"] = smoothing
         chosen = small if comparison["shipped"] else full
         progress(0.7, "scoring the other held-out rows")
@@ -188,19 +189,23 @@ def reader(encoder: Path, out: Path) -> None:
         made.rename(out)
 
 
-def compare(truth: Sequence[str], full: Sequence[Scored], small: Sequence[Scored]) -> dict[str, Any]:
-    """Whether the int8 graph may ship, and the numbers that say so, from what both graphs answer row by row."""
+def compare(truth: Sequence[str], full: Sequence[Scored], small: Sequence[Scored], moved: float) -> dict[str, Any]:
+    """Whether the int8 graph may ship, and the numbers that say so, from what both graphs answer row by row.
+
+    `moved` is how far a logit moves at most where other texts run beside its own.
+    """
     labels = [[answer.label for answer in answers] for answers in (full, small)]
     right = [sum(label == true for label, true in zip(own, truth, strict=True)) for own in labels]
     agreement = sum(a == b for a, b in zip(*labels, strict=True)) / len(truth)
     loss = (right[0] - right[1]) / len(truth)
-    shipped = agreement >= AGREEMENT and loss <= TOLERATED_LOSS
+    shipped = agreement >= AGREEMENT and loss <= TOLERATED_LOSS and moved <= graphs.TOLERANCE
     reason = (
         f"int8 labels {agreement:.2%} of {len(truth)} held-out rows as fp32 does (at least {AGREEMENT:.1%} wanted) "
-        f"and loses {loss:.2%} of accuracy (at most {TOLERATED_LOSS:.1%} allowed), so "
+        f"and loses {loss:.2%} of accuracy (at most {TOLERATED_LOSS:.1%} allowed), and a text in company moves its "
+        f"logits by {moved:.2g} (at most {graphs.TOLERANCE:g} allowed), so "
         f"{'int8' if shipped else 'fp32'} is shipped"
     )
-    found = {"rows": len(truth), "agreement": agreement, "accuracy_loss": loss}
+    found = {"rows": len(truth), "agreement": agreement, "accuracy_loss": loss, "moved_in_company": moved}
     return {"shipped": shipped, **found, "reason": reason}
 
 

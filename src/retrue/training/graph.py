@@ -5,7 +5,7 @@ Texts come in one length and without padding, so attention needs no mask. Of the
 which is all that the head reads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import torch
 import transformers
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -25,7 +26,7 @@ from retrue.training.ranges import Key, Ranges
 OPSET, IR = 22, 10
 MICROSOFT = "com.microsoft"
 ALONE = 1_024  # bytes of a weight that lies in the file of its own
-TOLERANCE = 1e-4  # between torch and the fp32 graph, absolute
+TOLERANCE = 1e-4  # of a logit, absolute: between torch and the fp32 graph, and between a text alone and in company
 PROBED = 8  # lengths at which the graph is compared with torch
 PROJECTION_SEED = 64
 
@@ -249,15 +250,9 @@ def prove(graph: Graph, path: Path) -> None:
 
     TrainingFailed where they differ: whoever serves the graph may feed longer texts than it was trained on.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    random = np.random.default_rng(0)
-    positions = graph.model.config.max_position_embeddings
-    lengths = [1, positions, *random.integers(1, positions + 1, PROBED - 2).tolist()]
-    for number, length in enumerate(lengths):
-        ids = random.integers(0, graph.model.config.vocab_size, (1 + number % 2, length))
+    session = _session(path)
+    for number, pair in enumerate(_texts(graph)):
+        ids = pair[: 1 + number % 2]
         answers = session.run(["logits", "projection"], {"input_ids": ids})
         with torch.inference_mode():
             expected = graph(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64))
@@ -265,6 +260,32 @@ def prove(graph: Graph, path: Path) -> None:
             difference = float(np.abs(answer - wanted.numpy()).max())
             if not difference <= TOLERANCE:
                 raise TrainingFailed(
-                    f"the exported graph's {name} differ from torch's by {difference:.2g} at {length} tokens "
+                    f"the exported graph's {name} differ from torch's by {difference:.2g} at {ids.shape[1]} tokens "
                     f"(allowed {TOLERANCE:g}): train again, and keep the torch and onnx versions of the lock file"
                 )
+
+
+def moved(graph: Graph, path: Path) -> float:
+    """How far a text's logits move at most where another of its length runs beside it, over random texts."""
+    session = _session(path)
+    most = 0.0
+    for ids in _texts(graph):
+        (together,) = session.run(["logits"], {"input_ids": ids})
+        alone = [session.run(["logits"], {"input_ids": row[None]})[0][0] for row in ids]
+        most = max(most, float(np.abs(together - alone).max()))
+    return most
+
+
+def _session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _texts(graph: Graph) -> Iterator[NDArray[np.int64]]:
+    """Pairs of random texts: of 1 token, of all positions, and of lengths between."""
+    random = np.random.default_rng(0)
+    positions = graph.model.config.max_position_embeddings
+    for length in [1, positions, *random.integers(1, positions + 1, PROBED - 2).tolist()]:
+        yield random.integers(0, graph.model.config.vocab_size, (2, length))
