@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import standings
 import taught
 from processor import Peak
-from standings import FLIPPED, LENGTHS, SENTENCES, SLOW_REVIEWS, SLOW_TWEETS, Found, Rates, Single, Starts
+from standings import FLIPPED, LENGTHS, SENTENCES, SLOW_REVIEWS, SLOW_TWEETS, STARTED, Found, Rates, Single, Starts
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from ways import AS_INTEL, INT8, OWN, PIPELINE, PLAIN, WAYS, Peer, Way, up
@@ -57,7 +57,7 @@ def main() -> None:
         with up(ways, folders, scratch) as peers:
             single, peaks = singles(peers, exact, asked.rounds, scratch, bare=True)
             rates = many(peers, {"reviews": reviews(data, asked.reviews), "tweets": tweets(data, asked.tweets)})
-        starts = started(ways, folders, exact[128][0], asked.rounds, scratch)
+        starts = started(ways, folders, exact[128][0], scratch)
         sizes = {way.name: sized(way, folders[way.script]) for way in ways}
         quota = under_quota(folders, sentences(data, SENTENCES)[0], scratch)
     found = Found(single, with_amx, peaks, rates, starts, sizes, quota, flips)
@@ -114,11 +114,11 @@ def many(peers: Sequence[Peer], corpora: Mapping[str, list[str]]) -> Rates:
     return found
 
 
-def started(ways: Sequence[Way], folders: Mapping[str, Path], text: str, rounds: int, scratch: Path) -> Starts:
+def started(ways: Sequence[Way], folders: Mapping[str, Path], text: str, scratch: Path) -> Starts:
     """CPU and wall milliseconds from the start of a process to its first answer, and the MB that it then has had."""
     found: Starts = {way.name: [] for way in ways}
     draw = random.Random(0)
-    for _ in tqdm(range(rounds), desc="process starts", unit="round", disable=None):
+    for _ in tqdm(range(STARTED), desc="process starts", unit="round", disable=None):
         for way in draw.sample(ways, len(ways)):
             with Peer(way, folders[way.script], scratch) as peer:
                 said = peer.ask("one", texts=[text])
@@ -222,7 +222,7 @@ def locked() -> list[str]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--reviews", type=int, default=500)
     parser.add_argument("--tweets", type=int, default=5_000)
     keys = [way.key for way in WAYS if way is not OWN]
