@@ -22,7 +22,7 @@ def slim(packages: Path, services: set[str]) -> None:
         if folder.is_dir():
             shutil.rmtree(folder)
     for file in list(packages.rglob("*")):
-        if file.suffix in FOR_COMPILERS:
+        if file.suffix in FOR_COMPILERS and file.is_file():
             file.unlink()
     onnxruntime = packages / "onnxruntime"
     if onnxruntime.is_dir():

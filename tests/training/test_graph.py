@@ -184,7 +184,15 @@ def test_a_graph_whose_scales_depend_on_what_runs_together_is_found_out(graph: G
         if scaled.output[0] in node.input:
             node.input[:] = [{scale: "its.scale", point: "its.zero"}.get(name, name) for name in node.input]
     onnx.save(model, tmp_path / "dynamic.onnx")
-    assert graphs.moved(graph, tmp_path / "dynamic.onnx") > graphs.TOLERANCE
+    assert graphs.TOLERANCE < graphs.moved(graph, tmp_path / "dynamic.onnx") < math.inf
+
+
+def test_a_graph_that_answers_with_no_numbers_is_found_out(graph: Graph, exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    (bias,) = [item for item in model.graph.initializer if item.name == "head.1.bias"]
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, np.nan, np.float32), bias.name))
+    onnx.save(model, tmp_path / "silent.onnx")
+    assert graphs.moved(graph, tmp_path / "silent.onnx") == math.inf
 
 
 def test_a_bert_with_its_pooler_and_first_segment_becomes_a_graph_too(tmp_path: Path) -> None:

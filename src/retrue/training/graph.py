@@ -266,14 +266,17 @@ def prove(graph: Graph, path: Path) -> None:
 
 
 def moved(graph: Graph, path: Path) -> float:
-    """How far a text's logits move at most where another of its length runs beside it, over random texts."""
+    """How far a text's logits move at most where another of its length runs beside it, over random texts.
+
+    Infinitely far, where they are no numbers.
+    """
     session = _session(path)
-    most = 0.0
+    found = []
     for ids in _texts(graph):
         (together,) = session.run(["logits"], {"input_ids": ids})
         alone = [session.run(["logits"], {"input_ids": row[None]})[0][0] for row in ids]
-        most = max(most, float(np.abs(together - alone).max()))
-    return most
+        found.append(np.abs(together - alone).max())
+    return float(np.nan_to_num(np.max(found), nan=np.inf))
 
 
 def _session(path: Path) -> Any:
