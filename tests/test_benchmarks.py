@@ -152,7 +152,7 @@ def test_the_price_of_a_size_is_its_memory_for_the_time_and_the_request(
 def serving(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The benchmark of serving, imported as its own folder would."""
     monkeypatch.syspath_prepend(PROJECT / "benchmarks")
-    for name in ("page", "fullsize", "processor", "serve"):
+    for name in ("page", "fullsize", "processor", "ways", "standings", "serve"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("serve")
 
@@ -186,7 +186,7 @@ def measured(serving: ModuleType, ways: list[Any], *, amx: bool) -> Any:
 def test_the_report_of_serving_holds_ours_to_the_bars(serving: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = list(serving.WAYS)
     monkeypatch.setattr(sys, "argv", ["serve.py"])
-    told = serving.report(serving.arguments(), ways, measured(serving, ways, amx=True))
+    told = serving.standings.report(serving.arguments(), ways, measured(serving, ways, amx=True))
     lines = dict(line.strip("| ").split(" | ", 1) for line in told.split("\n") if line.startswith("| "))
     assert lines["one text of 128 tokens, against onnxruntime, int8"] == "at least 1.30× | 6.00× | reached"
     assert lines["reviews, against transformers pipeline, fp32 in batches of 32"] == "at least 14.0× | 2.0× | missed"
@@ -201,7 +201,7 @@ def test_the_report_of_serving_holds_ours_to_the_bars(serving: ModuleType, monke
 def test_what_was_not_measured_is_said(serving: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = [serving.OWN, serving.PLAIN]
     monkeypatch.setattr(sys, "argv", ["serve.py", "--only", "onnxruntime"])
-    told = serving.report(serving.arguments(), ways, measured(serving, ways, amx=False))
+    told = serving.standings.report(serving.arguments(), ways, measured(serving, ways, amx=False))
     assert "Without a C compiler" in told
     assert "this machine grants no control group" in told
     assert "share of the int8 peak" not in told
@@ -212,8 +212,9 @@ def test_what_was_not_measured_is_said(serving: ModuleType, monkeypatch: pytest.
 def test_the_floor_of_a_text_is_that_of_its_arithmetic(serving: ModuleType) -> None:
     # 5 layers whole and keys and values of the last, for 128 tokens; the rest of the last for one.
     linear = 2 * (128 * (5 * 7_077_888 + 1_179_648) + 5_898_240)
-    assert serving.floor(128, serving.Peak(1, float("inf"))) == pytest.approx(linear / 1e9)
-    assert serving.floor(128, serving.Peak(float("inf"), 1)) == pytest.approx(4 * 768 * (5 * 128**2 + 128) / 1e9)
+    floor, peak = serving.standings.floor, serving.Peak
+    assert floor(128, peak(1, float("inf"))) == pytest.approx(linear / 1e9)
+    assert floor(128, peak(float("inf"), 1)) == pytest.approx(4 * 768 * (5 * 128**2 + 128) / 1e9)
 
 
 def test_a_part_of_the_texts_is_as_long_as_all_of_them(serving: ModuleType) -> None:
@@ -250,9 +251,9 @@ def test_a_peer_that_fails_ends_the_benchmark_with_its_last_lines(serving: Modul
 def test_the_picture_of_serving_has_a_bar_for_each_way(
     serving: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "PICTURE", tmp_path / "serving.svg")
+    monkeypatch.setattr(serving.standings, "PICTURE", tmp_path / "serving.svg")
     ways = list(serving.WAYS)
-    serving.draw(ways, measured(serving, ways, amx=False))
+    serving.standings.draw(ways, measured(serving, ways, amx=False))
     drawn = (tmp_path / "serving.svg").read_text()
     assert all(way.name in drawn for way in ways)
 
